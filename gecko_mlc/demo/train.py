@@ -108,8 +108,9 @@ def main() -> None:
         rate = 3e-3 * min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        logits, state = model(piece[:, :-1], state)
-        loss = F.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, state = model(piece[:, :-1], state)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), piece[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

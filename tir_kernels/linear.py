@@ -1,0 +1,257 @@
+"""Matrix products y = epilogue(x Wᵀ) for weights [out, in] as they are stored, with fp32 accumulation.
+
+A few rows (decode, short pieces) are dot products along the weight's rows, bound by the memory's
+bandwidth: every weight is read once. Many rows go through register tiles over operands packed for them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.machine import Machine, divide
+from gecko_mlc.tir_kernels.math import silu
+from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
+
+Expr = Any
+
+# Up to this many rows, packing the weights would cost more than it saves.
+FEW_ROWS = 8
+# Rows of the weight that one task of the few-row form reads side by side.
+DOT_ROWS = 4
+
+
+def oracle(
+    x: np.ndarray,
+    weight: np.ndarray,
+    *operands: np.ndarray,
+    epilogue: str = "plain",
+    activation: str | None = None,
+) -> np.ndarray:
+    """x [n, K], weight [N, K] → y [n, N], with the epilogues of `linear`."""
+    y = x @ weight.astype(x.dtype).T
+    if epilogue == "bias":
+        y = y + operands[0]
+    if activation == "silu":
+        y = y / (1 + np.exp(-y))
+    if epilogue == "gate":
+        y = y * operands[0]
+    if epilogue == "scale_residual":
+        y = y * operands[0]
+    if epilogue in ("residual", "scale_residual"):
+        y = y + operands[-1]
+    return y
+
+
+@functools.cache
+def pack_rows(features: int, machine: Machine) -> tirx.PrimFunc:
+    """Kernel (x [n, K]) → packed [⌈n/tile⌉, K, tile]: rows of a register tile side by side, ragged ones 0.
+
+    Writes nothing for at most `FEW_ROWS` rows, which `linear` reads from x itself.
+    """
+    tile = machine.tile_rows
+
+    @T.prim_func(s_tir=True)
+    def kernel(x_handle: T.handle, packed_handle: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, features), "float32")
+        packed = T.match_buffer(packed_handle, (divide(n, tile), features, tile), "float32")
+        if n > FEW_ROWS:
+            for block in T.parallel(divide(n, tile)):
+                if (block + 1) * tile <= n:
+                    for k in T.serial(features):
+                        for i in T.unroll(tile):
+                            packed[block, k, i] = x[block * tile + i, k]
+                else:
+                    for k in T.serial(features):
+                        for i in T.serial(tile):
+                            if block * tile + i < n:
+                                packed[block, k, i] = x[block * tile + i, k]
+                            else:
+                                packed[block, k, i] = T.float32(0)
+
+    return kernel
+
+
+@functools.cache
+def linear(
+    in_features: int,
+    out_features: int,
+    dtype: str,
+    machine: Machine,
+    epilogue: str = "plain",
+    activation: str | None = None,
+) -> tirx.PrimFunc:
+    """Kernel (x [n, K], packed, weight [N, K] of `dtype`, operands of the epilogue) → y [n, N].
+
+    Everything but the weight is fp32; `packed` is what `pack_rows` makes of x. With a the activation, None
+    or "silu", the epilogues are `plain` a(p), `bias` a(p + bias [N]), `gate` a(p) ⊙ gate [n, N],
+    `residual` a(p) + addend [n, N] and `scale_residual` a(p) ⊙ scale [N] + addend [n, N].
+    """
+    tile, lanes = machine.tile_rows, machine.lanes
+    columns = 2 * lanes
+    width = machine.width(in_features)
+
+    def load(weight: Expr, j: Expr, k: Expr) -> Expr:
+        return weight[j, k] if dtype == "float32" else T.Cast("float32", weight[j, k])
+
+    def activate(value: Expr) -> Expr:
+        return silu(value) if activation == "silu" else value
+
+    @T.inline
+    def dot_rows(x, weight, n, first, rows, finish, y):
+        """Outputs first … first + rows of all n rows of x."""
+        for i in T.serial(n):
+            sums = T.alloc_buffer((rows, width), scope="local")
+            total = T.alloc_buffer((rows,), scope="local")
+            clear(sums, rows, width)
+            for k in T.serial(in_features // width):
+                for r in T.unroll(rows):
+                    for lane in T.vectorized(width):
+                        sums[r, lane] = (
+                            sums[r, lane]
+                            + load(weight, first + r, k * width + lane) * x[i, k * width + lane]
+                        )
+            sum_lanes(total, sums, rows, width)
+            for r in T.unroll(rows):
+                y[i, first + r] = finish(total[r], i, first + r)
+
+    @T.inline
+    def few_rows(x, weight, n, finish, y):
+        for block in T.parallel(out_features // DOT_ROWS):
+            dot_rows(x, weight, n, block * DOT_ROWS, DOT_ROWS, finish, y)
+        if out_features % DOT_ROWS > 0:
+            dot_rows(
+                x, weight, n, out_features // DOT_ROWS * DOT_ROWS, out_features % DOT_ROWS, finish, y
+            )
+
+    @T.inline
+    def many_rows(packed, weight, n, finish, y):
+        for block in T.parallel(divide(out_features, columns)):
+            panel = T.alloc_buffer((in_features, columns), "float32")
+            sums = T.alloc_buffer((tile, columns), scope="local")
+            for j in T.serial(columns):
+                for k in T.serial(in_features):
+                    if out_features % columns > 0:
+                        panel[k, j] = load(weight, T.min(block * columns + j, out_features - 1), k)
+                    else:
+                        panel[k, j] = load(weight, block * columns + j, k)
+            for rows in T.serial(divide(n, tile)):
+                clear(sums, tile, columns)
+                for k in T.serial(in_features):
+                    for i in T.unroll(tile):
+                        for v in T.unroll(2):
+                            for lane in T.vectorized(lanes):
+                                sums[i, v * lanes + lane] = (
+                                    sums[i, v * lanes + lane]
+                                    + packed[rows, k, i] * panel[k, v * lanes + lane]
+                                )
+                for i in T.serial(T.min(tile, n - rows * tile)):
+                    if out_features % columns > 0:
+                        for j in T.serial(T.min(columns, out_features - block * columns)):
+                            y[rows * tile + i, block * columns + j] = finish(
+                                sums[i, j], rows * tile + i, block * columns + j
+                            )
+                    else:
+                        for j in T.vectorized(columns):
+                            y[rows * tile + i, block * columns + j] = finish(
+                                sums[i, j], rows * tile + i, block * columns + j
+                            )
+
+    @T.inline
+    def product(x, packed, weight, n, finish, y):
+        if n <= FEW_ROWS:
+            few_rows(x, weight, n, finish, y)
+        else:
+            many_rows(packed, weight, n, finish, y)
+
+    @T.prim_func(s_tir=True)
+    def plain(
+        x_handle: T.handle,
+        packed_handle: T.handle,
+        weight: T.Buffer((out_features, in_features), dtype),
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, in_features), "float32")
+        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+        y = T.match_buffer(y_handle, (n, out_features), "float32")
+        product(x, packed, weight, n, lambda value, i, j: activate(value), y)
+
+    @T.prim_func(s_tir=True)
+    def biased(
+        x_handle: T.handle,
+        packed_handle: T.handle,
+        weight: T.Buffer((out_features, in_features), dtype),
+        bias: T.Buffer((out_features,), "float32"),
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, in_features), "float32")
+        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+        y = T.match_buffer(y_handle, (n, out_features), "float32")
+        product(x, packed, weight, n, lambda value, i, j: activate(value + bias[j]), y)
+
+    @T.prim_func(s_tir=True)
+    def gated(
+        x_handle: T.handle,
+        packed_handle: T.handle,
+        weight: T.Buffer((out_features, in_features), dtype),
+        gate_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, in_features), "float32")
+        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+        gate = T.match_buffer(gate_handle, (n, out_features), "float32")
+        y = T.match_buffer(y_handle, (n, out_features), "float32")
+        product(x, packed, weight, n, lambda value, i, j: activate(value) * gate[i, j], y)
+
+    @T.prim_func(s_tir=True)
+    def residual(
+        x_handle: T.handle,
+        packed_handle: T.handle,
+        weight: T.Buffer((out_features, in_features), dtype),
+        addend_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, in_features), "float32")
+        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+        addend = T.match_buffer(addend_handle, (n, out_features), "float32")
+        y = T.match_buffer(y_handle, (n, out_features), "float32")
+        product(x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j], y)
+
+    @T.prim_func(s_tir=True)
+    def scaled_residual(
+        x_handle: T.handle,
+        packed_handle: T.handle,
+        weight: T.Buffer((out_features, in_features), dtype),
+        scale: T.Buffer((out_features,), "float32"),
+        addend_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, in_features), "float32")
+        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+        addend = T.match_buffer(addend_handle, (n, out_features), "float32")
+        y = T.match_buffer(y_handle, (n, out_features), "float32")
+        product(x, packed, weight, n, lambda value, i, j: activate(value) * scale[j] + addend[i, j], y)
+
+    return {
+        "plain": plain,
+        "bias": biased,
+        "gate": gated,
+        "residual": residual,
+        "scale_residual": scaled_residual,
+    }[epilogue]

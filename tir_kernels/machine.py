@@ -1,0 +1,27 @@
+"""What a schedule has to know of the processor it is written for."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+
+class Machine(NamedTuple):
+    """The vector unit of a CPU: fp32 `lanes` of a register, and how many `registers` there are."""
+
+    lanes: int = 16
+    registers: int = 32
+
+    def width(self, extent: int) -> int:
+        """The widest vector that divides a contiguous `extent`."""
+        return math.gcd(extent, self.lanes)
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a matrix product's register tile; two vectors wide, operands left over."""
+        return 12 if self.registers >= 32 else 6
+
+
+def divide(extent, size):  # type: ignore[no-untyped-def]
+    """Ceiling division of an integer or a TensorIR expression."""
+    return (extent + size - 1) // size
