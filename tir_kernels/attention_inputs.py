@@ -4,8 +4,6 @@ Keys are cached rotated by their offset in the chunk; the query is rotated twice
 chunk and, a chunk further, for those of the previous one.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

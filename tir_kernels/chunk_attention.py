@@ -4,8 +4,6 @@
 into tiles of keys, which `combine` joins. Only positions that exist are read.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -4,8 +4,6 @@ The scan runs in order over a sequence's tokens and in parallel over slots and t
 states of a tile in registers: on a CPU it is the form with the least work. A step is a scan of one token.
 """
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

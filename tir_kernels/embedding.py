@@ -1,7 +1,5 @@
 """Rows of the embedding (specification 2.1), and the choice of the row that goes to the head."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

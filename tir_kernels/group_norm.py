@@ -1,7 +1,5 @@
 """Group RMS norm (specification 2.4) and group layer norm (2.8), a row at a time."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

@@ -4,8 +4,6 @@ A few rows (decode, short pieces) are dot products along the weight's rows, boun
 bandwidth: every weight is read once. Many rows go through register tiles over operands packed for them.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The life of slots: advance, end of a chunk, copy, reset."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

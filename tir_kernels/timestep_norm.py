@@ -3,8 +3,6 @@
 A sequence is either `length` tokens of one slot (prefill) or one token of each of several (decode).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

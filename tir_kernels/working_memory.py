@@ -1,7 +1,5 @@
 """Adaptive working memory (specification 2.7): the read of every token, the write at a chunk's end."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 
