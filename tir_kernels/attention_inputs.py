@@ -79,7 +79,7 @@ def attention_inputs(
         """Feature a of q, k, aq or ak (0 to 3) of row i; rms[0] normalizes its head."""
         return z[i, a] * rms[0] * ((tirx.const(1.0, "float32") + gamma[which, a]) * scale) + beta[which, a]
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         z_handle: T.handle,
         v_handle: T.handle,

@@ -116,7 +116,7 @@ def prefill(
                             part, j, first_row + i
                         ] * load(values, slot, parity, j, column + v * width + lane)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         queries_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
@@ -241,7 +241,7 @@ def decode(
                         values, slot, parity, start + first + j, column + d * width + lane
                     )
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         queries_handle: T.handle,
         slots_handle: T.handle,
@@ -313,7 +313,7 @@ def combine(value_dim: int, heads: int, chunk_size: int, machine: Machine) -> ti
     value_size, tiles = value_dim // heads, decode_tiles(chunk_size)
     width = machine.width(value_size)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(sums_handle: T.handle, statistics_handle: T.handle, y_handle: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()

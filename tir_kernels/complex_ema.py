@@ -36,7 +36,7 @@ def complex_ema(rows: Rows, dim: int, components: int, slots: int, machine: Mach
     """
     width = machine.width(dim)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         u_handle: T.handle,
         coefficients: T.Buffer((5, components, dim), "float32"),

@@ -19,7 +19,7 @@ def oracle(tokens: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:
 def take(vocab_size: int, dim: int, scale: float, dtype: str) -> tirx.PrimFunc:
     """Kernel (tokens [n] int32, weight [V, D] of `dtype`) → x [n, D] fp32. Tokens lie in [0, V)."""
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         tokens_handle: T.handle, weight: T.Buffer((vocab_size, dim), dtype), x_handle: T.handle
     ):
@@ -38,7 +38,7 @@ def take(vocab_size: int, dim: int, scale: float, dtype: str) -> tirx.PrimFunc:
 def current_tokens(slots: int) -> tirx.PrimFunc:
     """Kernel (token [S] int32, slots [b]) → tokens [b]: what `decode` continues with."""
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(token: T.Buffer((slots,), "int32"), slots_handle: T.handle, tokens_handle: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
@@ -54,7 +54,7 @@ def current_tokens(slots: int) -> tirx.PrimFunc:
 def last_row(dim: int) -> tirx.PrimFunc:
     """Kernel (x [n, D]) → the last row [1, D], fp32."""
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(x_handle: T.handle, y: T.Buffer((1, dim), "float32")):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
@@ -70,7 +70,7 @@ def store_logits(outputs: int, slots: int, machine: Machine) -> tirx.PrimFunc:
     """Kernel (rows [b, O], slots [b], logits [S, O]): logits of the named slots, in place, fp32."""
     width = machine.width(outputs)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         rows_handle: T.handle, slots_handle: T.handle, logits: T.Buffer((slots, outputs), "float32")
     ):

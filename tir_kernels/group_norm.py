@@ -81,7 +81,7 @@ def _group_norm(
     def zero(_):  # type: ignore[no-untyped-def]
         return tirx.const(0.0, "float32")
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def plain(x_handle: T.handle, y_handle: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
@@ -89,7 +89,7 @@ def _group_norm(
         y = T.match_buffer(y_handle, (n, dim), "float32")
         normalize(x, y, n, one, zero)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def weighted(x_handle: T.handle, weight: T.Buffer((dim,), "float32"), y_handle: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
@@ -97,7 +97,7 @@ def _group_norm(
         y = T.match_buffer(y_handle, (n, dim), "float32")
         normalize(x, y, n, lambda k: T.float32(1) + weight[k], zero)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def weighted_and_shifted(
         x_handle: T.handle,
         weight: T.Buffer((dim,), "float32"),

@@ -42,6 +42,8 @@ def oracle(
         y = y * operands[0]
     if epilogue in ("residual", "scale_residual"):
         y = y + operands[-1]
+    if epilogue == "residual2":
+        y = y + operands[0] + operands[1]
     return y
 
 
@@ -53,7 +55,7 @@ def pack_rows(features: int, machine: Machine) -> tirx.PrimFunc:
     """
     tile = machine.tile_rows
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(x_handle: T.handle, packed_handle: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
@@ -89,7 +91,7 @@ def linear(
 
     Everything but the weight is fp32; `packed` is what `pack_rows` makes of x. With a the activation, None
     or "silu", the epilogues are `plain` a(p), `bias` a(p + bias [N]), `gate` a(p) ⊙ gate [n, N],
-    `residual` a(p) + addend [n, N] and `scale_residual` a(p) ⊙ scale [N] + addend [n, N].
+    `residual` a(p) + addend [n, N], `residual2` with two addends, and `scale_residual` a(p) ⊙ scale [N] + addend [n, N].
     """
     tile, lanes = machine.tile_rows, machine.lanes
     columns = 2 * lanes
@@ -168,7 +170,7 @@ def linear(
         else:
             many_rows(packed, weight, n, finish, y)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def plain(
         x_handle: T.handle,
         packed_handle: T.handle,
@@ -182,7 +184,7 @@ def linear(
         y = T.match_buffer(y_handle, (n, out_features), "float32")
         product(x, packed, weight, n, lambda value, i, j: activate(value), y)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def biased(
         x_handle: T.handle,
         packed_handle: T.handle,
@@ -197,7 +199,7 @@ def linear(
         y = T.match_buffer(y_handle, (n, out_features), "float32")
         product(x, packed, weight, n, lambda value, i, j: activate(value + bias[j]), y)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def gated(
         x_handle: T.handle,
         packed_handle: T.handle,
@@ -213,7 +215,7 @@ def linear(
         y = T.match_buffer(y_handle, (n, out_features), "float32")
         product(x, packed, weight, n, lambda value, i, j: activate(value) * gate[i, j], y)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def residual(
         x_handle: T.handle,
         packed_handle: T.handle,
@@ -229,7 +231,27 @@ def linear(
         y = T.match_buffer(y_handle, (n, out_features), "float32")
         product(x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j], y)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
+    def two_residuals(
+        x_handle: T.handle,
+        packed_handle: T.handle,
+        weight: T.Buffer((out_features, in_features), dtype),
+        addend_handle: T.handle,
+        second_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, in_features), "float32")
+        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+        addend = T.match_buffer(addend_handle, (n, out_features), "float32")
+        second = T.match_buffer(second_handle, (n, out_features), "float32")
+        y = T.match_buffer(y_handle, (n, out_features), "float32")
+        product(
+            x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j] + second[i, j], y
+        )
+
+    @T.prim_func(s_tir=True, private=True)
     def scaled_residual(
         x_handle: T.handle,
         packed_handle: T.handle,
@@ -251,5 +273,6 @@ def linear(
         "bias": biased,
         "gate": gated,
         "residual": residual,
+        "residual2": two_residuals,
         "scale_residual": scaled_residual,
     }[epilogue]

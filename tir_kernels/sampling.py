@@ -146,7 +146,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
                 lanes[0, lane] = lanes[0, lane] + term(o * width + lane)
         sum_lanes(total, lanes, 1, width)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         slots_handle: T.handle,
         logits: T.Buffer((slots, outputs), "float32"),
@@ -278,7 +278,7 @@ def score(outputs: int, machine: Machine) -> tirx.PrimFunc:
     """Kernel (logits [n, O], targets [n] int32) → log-probabilities [n], entropies [n], all fp32."""
     width = machine.width(outputs)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         logits_handle: T.handle,
         targets_handle: T.handle,

@@ -19,7 +19,7 @@ def advance(rows: Rows, slots: int) -> tirx.PrimFunc:
     Right after a chunk's last token the offset is C, until `end_chunk`.
     """
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         tokens_handle: T.handle, slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")
     ):
@@ -37,7 +37,7 @@ def advance(rows: Rows, slots: int) -> tirx.PrimFunc:
 def next_chunk(slots: int) -> tirx.PrimFunc:
     """Kernel (slots [b], position [S, 2]): on to offset 0 of the next chunk."""
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
@@ -54,7 +54,7 @@ def copy(slots: int, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
     """Kernel (slots [2]: source, destination; tensor [S, *shape]): copy one slot's part, in place."""
     size = math.prod(shape)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(slot_ids: T.Buffer((2,), "int32"), tensor: T.Buffer((slots, *shape), dtype)):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         flat = T.decl_buffer((slots, size), dtype, data=tensor.data)
@@ -70,7 +70,7 @@ def fill(slots: int, shape: tuple[int, ...], dtype: str, value: float) -> tirx.P
     size = math.prod(shape)
     constant = tirx.const(int(value) if dtype.startswith("int") else value, dtype)
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(slots_handle: T.handle, tensor: T.Buffer((slots, *shape), dtype)):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()

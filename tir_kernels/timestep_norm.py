@@ -56,7 +56,7 @@ def timestep_norm(
     width = machine.width(size)
     beta1, beta2 = betas
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         x_handle: T.handle,
         weight: T.Buffer((dim,), "float32"),

@@ -49,7 +49,7 @@ def read(
     columns = width * vectors
     tile = 1 if rows is Rows.DECODE else machine.registers // 4
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         weights_handle: T.handle,
         sca_handle: T.handle,
@@ -107,7 +107,7 @@ def write_weights(
     def load(buffer: Any, *index: Expr) -> Expr:
         return buffer[index] if cache_dtype == "float32" else T.Cast("float32", buffer[index])
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         slots_handle: T.handle,
         position: T.Buffer((slots, 2), "int32"),
@@ -193,7 +193,7 @@ def write(
     def load(buffer: Any, *index: Expr) -> Expr:
         return buffer[index] if cache_dtype == "float32" else T.Cast("float32", buffer[index])
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True, private=True)
     def kernel(
         kappa_handle: T.handle,
         shares_handle: T.handle,

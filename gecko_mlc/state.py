@@ -1,0 +1,55 @@
+"""The recurrent state of Gecko (specification 3): its one description.
+
+Function signatures, the runtime's arena, saved states and the metadata are all made from `state_tensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gecko_mlc.abi import StateTensor
+from gecko_mlc.config import GeckoConfig
+from gecko_mlc.quantization import Quantization
+
+# Columns of `sampling` and length of `recent`: see tir_kernels.sampling.
+SAMPLING_PARAMETERS = 7
+RECENT_TOKENS = 64
+
+
+def state_tensors(config: GeckoConfig, quantization: Quantization) -> Iterator[StateTensor]:
+    """The tensors of one slot.
+
+    `position` is (chunk index, offset in the chunk); `random` is (seed low, seed high, tokens drawn);
+    `recent` a ring of the last tokens drawn; `counts` how often each was. Keys, values and memory keys
+    are two chunk buffers taken in turn by the chunk's parity; keys are rotated by their offset only.
+    """
+    groups, chunk = config.timenorm_num_groups, config.chunk_size
+    heads, cache = config.num_heads, quantization.cache_dtype
+
+    def tensor(name: str, *shape: int, dtype: str = "float32") -> StateTensor:
+        return StateTensor(name=name, shape=shape, dtype=dtype)
+
+    yield tensor("position", 2, dtype="int32")
+    yield tensor("token", dtype="int32")
+    yield tensor("logits", config.num_outputs)
+    yield tensor("sampling", SAMPLING_PARAMETERS)
+    yield tensor("random", 3, dtype="int32")
+    yield tensor("counts", config.num_outputs, dtype="int32")
+    yield tensor("recent", RECENT_TOKENS, dtype="int32")
+    for layer in range(config.num_layers):
+        prefix = f"layers.{layer}"
+        yield tensor(f"{prefix}.norm_mean", groups)
+        yield tensor(f"{prefix}.norm_var", groups)
+        yield tensor(f"{prefix}.ema", 2, config.cema_ndim, config.model_dim)
+        yield tensor(f"{prefix}.keys", 2, chunk, config.z_dim, dtype=cache)
+        yield tensor(f"{prefix}.values", 2, chunk, config.value_dim, dtype=cache)
+        yield tensor(f"{prefix}.memory_keys", 2, chunk, config.z_dim, dtype=cache)
+        yield tensor(f"{prefix}.memory", heads, config.head_dim, config.value_head_dim)
+        yield StateTensor(
+            name=f"{prefix}.log_norm",
+            shape=(heads, config.head_dim),
+            dtype="float32",
+            initial="minus_infinity",
+        )
+    yield tensor("final_norm_mean", groups)
+    yield tensor("final_norm_var", groups)
