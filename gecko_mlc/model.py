@@ -114,9 +114,7 @@ def product(
     out_features, in_features = (int(extent) for extent in weight.shape)
     dtype, machine = build.quantization.matrix_dtype, build.machine
     kernel = linear.linear(in_features, out_features, dtype, machine, epilogue, activation)
-    return op.tensor_ir_op(
-        kernel, "linear", [x, packed, weight, *operands], fresh(x.shape[0], out_features)
-    )
+    return op.tensor_ir_op(kernel, "linear", [x, packed, weight, *operands], fresh(x.shape[0], out_features))
 
 
 class Linear(nn.Module):
@@ -469,9 +467,7 @@ class Gecko(nn.Module):
         logits = self._head(self._trunk(call, tokens))
         return [logits, *call.state.aliases()]
 
-    def score(
-        self, tokens: Tensor, targets: Tensor, slot_ids: Tensor, *state: Tensor
-    ) -> list[Tensor]:
+    def score(self, tokens: Tensor, targets: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """The same, returning log-probabilities [n] of the targets and entropies [n] first."""
         call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
         logits = self._head(self._trunk(call, tokens))
@@ -553,7 +549,5 @@ class Gecko(nn.Module):
         return product(self.build, x, pack(x, self.build.machine), weight)
 
     def _store_logits(self, call: Call, x: Tensor) -> None:
-        kernel = embedding.store_logits(
-            self.build.config.num_outputs, self.build.slots, self.build.machine
-        )
+        kernel = embedding.store_logits(self.build.config.num_outputs, self.build.slots, self.build.machine)
         call.state.update(kernel, "store_logits", [self._head(x), call.slots, "logits"], ["logits"])

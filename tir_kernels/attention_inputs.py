@@ -41,13 +41,10 @@ def oracle(
     groups = z.reshape(heads, -1)
     normed = groups / np.sqrt((groups * groups).mean(-1, keepdims=True) + eps)
     q, k, aq, ak = (
-        normed * (1 + gamma[i].reshape(heads, -1)) / math.sqrt(groups.shape[1])
-        + beta[i].reshape(heads, -1)
+        normed * (1 + gamma[i].reshape(heads, -1)) / math.sqrt(groups.shape[1]) + beta[i].reshape(heads, -1)
         for i in range(4)
     )
-    queries = [
-        rotate(q, cos[p], sin[p], rope_heads).ravel() for p in (offset, offset + chunk_size)
-    ]
+    queries = [rotate(q, cos[p], sin[p], rope_heads).ravel() for p in (offset, offset + chunk_size)]
     weights = np.exp(aq - aq.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     k = rotate(k, cos[offset], sin[offset], rope_heads)
@@ -117,9 +114,7 @@ def attention_inputs(
                 rms[0] = T.float32(1) / T.sqrt(rms[0] / T.float32(size) + T.float32(eps))
                 # aq and its softmax.
                 for a in T.serial(size):
-                    weights[i, h * size + a] = (
-                        affine(2, z, gamma, beta, rms, i, h * size + a)
-                    )
+                    weights[i, h * size + a] = affine(2, z, gamma, beta, rms, i, h * size + a)
                 pair[0] = weights[i, h * size]
                 for a in T.serial(1, size):
                     pair[0] = T.max(pair[0], weights[i, h * size + a])
@@ -137,9 +132,7 @@ def attention_inputs(
                     )
                 for j in T.serial(half):
                     for c in T.unroll(2):
-                        pair[c] = (
-                            affine(0, z, gamma, beta, rms, i, h * size + 2 * j + c)
-                        )
+                        pair[c] = affine(0, z, gamma, beta, rms, i, h * size + 2 * j + c)
                     if h < rope_heads:
                         for chunk in T.unroll(2):
                             queries[i, chunk, h * size + 2 * j] = (
@@ -156,9 +149,7 @@ def attention_inputs(
                                 queries[i, chunk, h * size + 2 * j + c] = pair[c]
                 for j in T.serial(half):
                     for c in T.unroll(2):
-                        pair[c] = (
-                            affine(1, z, gamma, beta, rms, i, h * size + 2 * j + c)
-                        )
+                        pair[c] = affine(1, z, gamma, beta, rms, i, h * size + 2 * j + c)
                     if h < rope_heads:
                         keys[slot, parity, offset, h * size + 2 * j] = T.Cast(
                             cache_dtype, pair[0] * cos[offset, j] - pair[1] * sin[offset, j]
@@ -168,8 +159,6 @@ def attention_inputs(
                         )
                     else:
                         for c in T.unroll(2):
-                            keys[slot, parity, offset, h * size + 2 * j + c] = T.Cast(
-                                cache_dtype, pair[c]
-                            )
+                            keys[slot, parity, offset, h * size + 2 * j + c] = T.Cast(cache_dtype, pair[c])
 
     return kernel

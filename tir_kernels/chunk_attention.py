@@ -225,9 +225,9 @@ def decode(
         for a in T.serial(size // key_width):
             for j in T.unroll(rows):
                 for lane in T.vectorized(key_width):
-                    sums[j, lane] = sums[j, lane] + queries[
-                        i, part, h * size + a * key_width + lane
-                    ] * load(keys, slot, parity, start + first + j, h * size + a * key_width + lane)
+                    sums[j, lane] = sums[j, lane] + queries[i, part, h * size + a * key_width + lane] * load(
+                        keys, slot, parity, start + first + j, h * size + a * key_width + lane
+                    )
         sum_lanes(total, sums, rows, key_width)
         for j in T.unroll(rows):
             scores[first + j] = total[j]
@@ -297,9 +297,7 @@ def decode(
                 for j in T.serial(count // 4):
                     weigh(sums, scores, j * 4, 4, values, slot, parity, start, h * value_size)
                 for j in T.serial(count % 4):
-                    weigh(
-                        sums, scores, count // 4 * 4 + j, 1, values, slot, parity, start, h * value_size
-                    )
+                    weigh(sums, scores, count // 4 * 4 + j, 1, values, slot, parity, start, h * value_size)
                 for d in T.serial(value_size // width):
                     for lane in T.vectorized(width):
                         partial[i, h, tile, d * width + lane] = sums[d * width + lane]
@@ -329,9 +327,7 @@ def combine(value_dim: int, heads: int, chunk_size: int, machine: Machine) -> ti
                 maximum[0] = T.max(maximum[0], statistics[i, h, tile, 0])
             total[0] = T.float32(0)
             for tile in T.serial(tiles):
-                total[0] = total[0] + statistics[i, h, tile, 1] * exp(
-                    statistics[i, h, tile, 0] - maximum[0]
-                )
+                total[0] = total[0] + statistics[i, h, tile, 1] * exp(statistics[i, h, tile, 0] - maximum[0])
             for d in T.serial(value_size // width):
                 for lane in T.vectorized(width):
                     y[i, h * value_size + d * width + lane] = T.float32(0)

@@ -14,9 +14,7 @@ from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.rows import Rows
 
 
-def oracle(
-    u: np.ndarray, coefficients: np.ndarray, state: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def oracle(u: np.ndarray, coefficients: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tokens u [L, D], coefficients [5, N, D] (Re q, Im q, p, Re g, Im g), state [2, N, D] (Re h, Im h)
     → u + ema [L, D], state."""
     q_re, q_im, p, g_re, g_im = coefficients

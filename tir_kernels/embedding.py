@@ -20,9 +20,7 @@ def take(vocab_size: int, dim: int, scale: float, dtype: str) -> tirx.PrimFunc:
     """Kernel (tokens [n] int32, weight [V, D] of `dtype`) → x [n, D] fp32. Tokens lie in [0, V)."""
 
     @T.prim_func(s_tir=True, private=True)
-    def kernel(
-        tokens_handle: T.handle, weight: T.Buffer((vocab_size, dim), dtype), x_handle: T.handle
-    ):
+    def kernel(tokens_handle: T.handle, weight: T.Buffer((vocab_size, dim), dtype), x_handle: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         tokens = T.match_buffer(tokens_handle, (n,), "int32")
@@ -71,9 +69,7 @@ def store_logits(outputs: int, slots: int, machine: Machine) -> tirx.PrimFunc:
     width = machine.width(outputs)
 
     @T.prim_func(s_tir=True, private=True)
-    def kernel(
-        rows_handle: T.handle, slots_handle: T.handle, logits: T.Buffer((slots, outputs), "float32")
-    ):
+    def kernel(rows_handle: T.handle, slots_handle: T.handle, logits: T.Buffer((slots, outputs), "float32")):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         rows = T.match_buffer(rows_handle, (b, outputs), "float32")

@@ -114,8 +114,7 @@ def linear(
                 for r in T.unroll(rows):
                     for lane in T.vectorized(width):
                         sums[r, lane] = (
-                            sums[r, lane]
-                            + load(weight, first + r, k * width + lane) * x[i, k * width + lane]
+                            sums[r, lane] + load(weight, first + r, k * width + lane) * x[i, k * width + lane]
                         )
             sum_lanes(total, sums, rows, width)
             for r in T.unroll(rows):
@@ -126,9 +125,7 @@ def linear(
         for block in T.parallel(out_features // DOT_ROWS):
             dot_rows(x, weight, n, block * DOT_ROWS, DOT_ROWS, finish, y)
         if out_features % DOT_ROWS > 0:
-            dot_rows(
-                x, weight, n, out_features // DOT_ROWS * DOT_ROWS, out_features % DOT_ROWS, finish, y
-            )
+            dot_rows(x, weight, n, out_features // DOT_ROWS * DOT_ROWS, out_features % DOT_ROWS, finish, y)
 
     @T.inline
     def many_rows(packed, weight, n, finish, y):
@@ -170,109 +167,117 @@ def linear(
         else:
             many_rows(packed, weight, n, finish, y)
 
-    @T.prim_func(s_tir=True, private=True)
-    def plain(
-        x_handle: T.handle,
-        packed_handle: T.handle,
-        weight: T.Buffer((out_features, in_features), dtype),
-        y_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        x = T.match_buffer(x_handle, (n, in_features), "float32")
-        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
-        y = T.match_buffer(y_handle, (n, out_features), "float32")
-        product(x, packed, weight, n, lambda value, i, j: activate(value), y)
+    # Parsing happens at definition: only the signature asked for is defined.
+    if epilogue == "plain":
 
-    @T.prim_func(s_tir=True, private=True)
-    def biased(
-        x_handle: T.handle,
-        packed_handle: T.handle,
-        weight: T.Buffer((out_features, in_features), dtype),
-        bias: T.Buffer((out_features,), "float32"),
-        y_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        x = T.match_buffer(x_handle, (n, in_features), "float32")
-        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
-        y = T.match_buffer(y_handle, (n, out_features), "float32")
-        product(x, packed, weight, n, lambda value, i, j: activate(value + bias[j]), y)
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            packed_handle: T.handle,
+            weight: T.Buffer((out_features, in_features), dtype),
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+            y = T.match_buffer(y_handle, (n, out_features), "float32")
+            product(x, packed, weight, n, lambda value, i, j: activate(value), y)
 
-    @T.prim_func(s_tir=True, private=True)
-    def gated(
-        x_handle: T.handle,
-        packed_handle: T.handle,
-        weight: T.Buffer((out_features, in_features), dtype),
-        gate_handle: T.handle,
-        y_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        x = T.match_buffer(x_handle, (n, in_features), "float32")
-        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
-        gate = T.match_buffer(gate_handle, (n, out_features), "float32")
-        y = T.match_buffer(y_handle, (n, out_features), "float32")
-        product(x, packed, weight, n, lambda value, i, j: activate(value) * gate[i, j], y)
+    elif epilogue == "bias":
 
-    @T.prim_func(s_tir=True, private=True)
-    def residual(
-        x_handle: T.handle,
-        packed_handle: T.handle,
-        weight: T.Buffer((out_features, in_features), dtype),
-        addend_handle: T.handle,
-        y_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        x = T.match_buffer(x_handle, (n, in_features), "float32")
-        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
-        addend = T.match_buffer(addend_handle, (n, out_features), "float32")
-        y = T.match_buffer(y_handle, (n, out_features), "float32")
-        product(x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j], y)
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            packed_handle: T.handle,
+            weight: T.Buffer((out_features, in_features), dtype),
+            bias: T.Buffer((out_features,), "float32"),
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+            y = T.match_buffer(y_handle, (n, out_features), "float32")
+            product(x, packed, weight, n, lambda value, i, j: activate(value + bias[j]), y)
 
-    @T.prim_func(s_tir=True, private=True)
-    def two_residuals(
-        x_handle: T.handle,
-        packed_handle: T.handle,
-        weight: T.Buffer((out_features, in_features), dtype),
-        addend_handle: T.handle,
-        second_handle: T.handle,
-        y_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        x = T.match_buffer(x_handle, (n, in_features), "float32")
-        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
-        addend = T.match_buffer(addend_handle, (n, out_features), "float32")
-        second = T.match_buffer(second_handle, (n, out_features), "float32")
-        y = T.match_buffer(y_handle, (n, out_features), "float32")
-        product(
-            x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j] + second[i, j], y
-        )
+    elif epilogue == "gate":
 
-    @T.prim_func(s_tir=True, private=True)
-    def scaled_residual(
-        x_handle: T.handle,
-        packed_handle: T.handle,
-        weight: T.Buffer((out_features, in_features), dtype),
-        scale: T.Buffer((out_features,), "float32"),
-        addend_handle: T.handle,
-        y_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        x = T.match_buffer(x_handle, (n, in_features), "float32")
-        packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
-        addend = T.match_buffer(addend_handle, (n, out_features), "float32")
-        y = T.match_buffer(y_handle, (n, out_features), "float32")
-        product(x, packed, weight, n, lambda value, i, j: activate(value) * scale[j] + addend[i, j], y)
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            packed_handle: T.handle,
+            weight: T.Buffer((out_features, in_features), dtype),
+            gate_handle: T.handle,
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+            gate = T.match_buffer(gate_handle, (n, out_features), "float32")
+            y = T.match_buffer(y_handle, (n, out_features), "float32")
+            product(x, packed, weight, n, lambda value, i, j: activate(value) * gate[i, j], y)
 
-    return {
-        "plain": plain,
-        "bias": biased,
-        "gate": gated,
-        "residual": residual,
-        "residual2": two_residuals,
-        "scale_residual": scaled_residual,
-    }[epilogue]
+    elif epilogue == "residual":
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            packed_handle: T.handle,
+            weight: T.Buffer((out_features, in_features), dtype),
+            addend_handle: T.handle,
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+            addend = T.match_buffer(addend_handle, (n, out_features), "float32")
+            y = T.match_buffer(y_handle, (n, out_features), "float32")
+            product(x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j], y)
+
+    elif epilogue == "residual2":
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            packed_handle: T.handle,
+            weight: T.Buffer((out_features, in_features), dtype),
+            addend_handle: T.handle,
+            second_handle: T.handle,
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+            addend = T.match_buffer(addend_handle, (n, out_features), "float32")
+            second = T.match_buffer(second_handle, (n, out_features), "float32")
+            y = T.match_buffer(y_handle, (n, out_features), "float32")
+            product(
+                x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j] + second[i, j], y
+            )
+
+    elif epilogue == "scale_residual":
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            packed_handle: T.handle,
+            weight: T.Buffer((out_features, in_features), dtype),
+            scale: T.Buffer((out_features,), "float32"),
+            addend_handle: T.handle,
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
+            addend = T.match_buffer(addend_handle, (n, out_features), "float32")
+            y = T.match_buffer(y_handle, (n, out_features), "float32")
+            product(x, packed, weight, n, lambda value, i, j: activate(value) * scale[j] + addend[i, j], y)
+
+    else:
+        raise ValueError(f"unknown epilogue {epilogue!r}")
+    return kernel

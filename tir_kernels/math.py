@@ -37,9 +37,7 @@ def exp(x: Expr) -> Expr:
     # x = n·ln 2 + r, with ln 2 in two parts.
     n = T.floor(clamped * f32(1.0 / math.log(2.0)) + f32(0.5))
     r = (clamped - n * f32(0.693359375)) - n * f32(-2.12194440e-4)
-    series = polynomial(
-        r, [1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0]
-    )
+    series = polynomial(r, [1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0])
     # 2^n in two factors, as n = 128 has no single one.
     integer = T.Cast("int32", n)
     half = T.shift_right(integer, 1)

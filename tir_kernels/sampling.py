@@ -99,9 +99,7 @@ def oracle(
     """The token drawn from fp32 logits [O], with counts [O] of the tokens drawn before."""
     scores = logits.astype(np.float32).copy()
     seen = counts > 0
-    scaled = np.where(
-        scores > 0, scores / settings.repetition_penalty, scores * settings.repetition_penalty
-    )
+    scaled = np.where(scores > 0, scores / settings.repetition_penalty, scores * settings.repetition_penalty)
     scores = np.where(seen, scaled - settings.presence_penalty, scores)
     scores = (scores - settings.frequency_penalty * counts).astype(np.float32)
     if settings.temperature <= 0:
@@ -201,9 +199,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
                 if sampling[slot, 1] > T.float32(0):
                     threshold[0] = T.uint32(0)
                     for bit in T.serial(32):
-                        trial[0] = threshold[0] | (
-                            T.uint32(1) << T.Cast("uint32", 31 - bit)
-                        )
+                        trial[0] = threshold[0] | (T.uint32(1) << T.Cast("uint32", 31 - bit))
                         sum_where(
                             reached,
                             width,
@@ -224,9 +220,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
                     sum_where(total, width, candidates, lambda o: weights[i, o])
                     threshold[0] = T.uint32(0)
                     for bit in T.serial(32):
-                        trial[0] = threshold[0] | (
-                            T.uint32(1) << T.Cast("uint32", 31 - bit)
-                        )
+                        trial[0] = threshold[0] | (T.uint32(1) << T.Cast("uint32", 31 - bit))
                         sum_where(
                             reached,
                             width,
@@ -305,9 +299,9 @@ def score(outputs: int, machine: Machine) -> tirx.PrimFunc:
             for o in T.serial(outputs // width):
                 for lane in T.vectorized(width):
                     totals[0, lane] = totals[0, lane] + exp(logits[i, o * width + lane] - maximum[0])
-                    means[0, lane] = means[0, lane] + exp(
+                    means[0, lane] = means[0, lane] + exp(logits[i, o * width + lane] - maximum[0]) * (
                         logits[i, o * width + lane] - maximum[0]
-                    ) * (logits[i, o * width + lane] - maximum[0])
+                    )
             sum_lanes(total, totals, 1, width)
             sum_lanes(mean, means, 1, width)
             log_probabilities[i] = logits[i, targets[i]] - maximum[0] - T.log(total[0])

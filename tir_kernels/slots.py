@@ -20,9 +20,7 @@ def advance(rows: Rows, slots: int) -> tirx.PrimFunc:
     """
 
     @T.prim_func(s_tir=True, private=True)
-    def kernel(
-        tokens_handle: T.handle, slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")
-    ):
+    def kernel(tokens_handle: T.handle, slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         _tokens = T.match_buffer(tokens_handle, (n,), "int32")

@@ -121,8 +121,8 @@ def timestep_norm(
                     for lane in T.vectorized(width):
                         y[i, g * size + k * width + lane] = (
                             x[i, g * size + k * width + lane] - moments[0]
-                        ) * moments[1] * (
-                            T.float32(1) + weight[g * size + k * width + lane]
-                        ) + bias[g * size + k * width + lane]
+                        ) * moments[1] * (T.float32(1) + weight[g * size + k * width + lane]) + bias[
+                            g * size + k * width + lane
+                        ]
 
     return kernel

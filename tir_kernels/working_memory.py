@@ -38,9 +38,7 @@ def write_oracle(
 
 
 @functools.cache
-def read(
-    rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine: Machine
-) -> tirx.PrimFunc:
+def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine: Machine) -> tirx.PrimFunc:
     """Kernel (weights [n, Z], sca [n, E], gate [n, E], slots, memory [S, H, dz, dv])
     → y [n, E] = sca ⊙ gate + weights · memory (the merge of 2.8), all fp32."""
     size, value_size = z_dim // heads, value_dim // heads
@@ -93,9 +91,7 @@ def read(
 
 
 @functools.cache
-def write_weights(
-    z_dim: int, heads: int, slots: int, chunk_size: int, cache_dtype: str
-) -> tirx.PrimFunc:
+def write_weights(z_dim: int, heads: int, slots: int, chunk_size: int, cache_dtype: str) -> tirx.PrimFunc:
     """Kernel (slots [b], position, memory_keys [S, 2, C, Z], log_norm [S, H, dz])
     → kappa [b, H, C, dz], shares [b, H, C, dz], rho [b, H, dz].
 
@@ -149,9 +145,7 @@ def write_weights(
                         kappa[i, h, j, a] = kappa[i, h, j, a] / row[1]
                 for j in T.serial(chunk_size):
                     for a in T.serial(size):
-                        shares[i, h, j, a] = exp(
-                            load(keys, slot, parity, j, h * size + a) - maximum[a]
-                        )
+                        shares[i, h, j, a] = exp(load(keys, slot, parity, j, h * size + a) - maximum[a])
                     for a in T.serial(size):
                         total[a] = total[a] + shares[i, h, j, a]
                 for j in T.serial(chunk_size):
@@ -260,8 +254,7 @@ def write(
                             memory[slot, h, block * feature_tile + a, column + lane] = memory[
                                 slot, h, block * feature_tile + a, column + lane
                             ] + rho[i, h, block * feature_tile + a] * (
-                                update[a, lane]
-                                - memory[slot, h, block * feature_tile + a, column + lane]
+                                update[a, lane] - memory[slot, h, block * feature_tile + a, column + lane]
                             )
 
     return kernel
