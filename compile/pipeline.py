@@ -1,41 +1,88 @@
-"""From the model's Relax functions to a virtual machine executable."""
+"""From the model's functions in Relax to straight lines of kernel launches."""
 
 from __future__ import annotations
 
 import tvm
 from tvm import relax
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import spec as nn_spec
 
 from gecko_mlc.abi import FUNCTIONS, PARAMETRIC_FUNCTIONS
 from gecko_mlc.model import Build, Gecko
-from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import spec as nn_spec
 
 
 def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, list[tuple[str, nn.Parameter]]]:
     """The functions of `gecko_mlc.abi` as a Relax module, and the parameters in order.
 
-    Each takes its inputs, then the state, then (if it uses them) the parameters.
+    Each takes its inputs, then the state, then (if it uses them) the parameters, and returns the newest
+    alias of all it writes.
     """
     model = Gecko(build)
     state = [nn_spec.Tensor([build.slots, *s.shape], s.dtype) for s in model.specs]
     methods = {}
     for name, inputs in FUNCTIONS.items():
-        arguments = [argument[:-1].split("[") for argument in inputs]
-        shapes = [[int(extent) if extent.isdigit() else extent] for _, extent in arguments]
+        specs = [
+            nn_spec.Tensor([build.config.num_outputs if e == "outputs" else e for e in i.shape], i.dtype)
+            for i in inputs
+        ]
         methods[name] = nn_spec.MethodSpec(
             getattr(model, name),
-            [argument for argument, _ in arguments] + [s.name for s in model.specs],
-            [nn_spec.Tensor(shape, "int32") for shape in shapes] + state,
+            [i.name for i in inputs] + [s.name for s in model.specs],
+            specs + state,
             param_mode="plain" if name in PARAMETRIC_FUNCTIONS else "none",
             effect_mode="none",
         )
-    module_spec = nn_spec.ModuleSpec(model, list(methods), list(methods.values()))
-    module, parameters = model.export_tvm(module_spec)
+    module, parameters = model.export_tvm(
+        nn_spec.ModuleSpec(model, list(methods), list(methods.values()))
+    )
     bounds = {"n": prefill_chunk_size, "b": build.slots}
     for variable, function in module.functions_items():
         if isinstance(function, relax.Function):
-            inputs = len(FUNCTIONS[variable.name_hint])
             # Static are all arguments but the inputs; export counts the state among the inputs.
-            function = function.with_attr("num_input", inputs).with_attr("tir_var_upper_bound", bounds)
-            module[variable] = function
+            function = function.with_attr("num_input", len(FUNCTIONS[variable.name_hint]))
+            module[variable] = function.with_attr("tir_var_upper_bound", bounds)
     return module, parameters
+
+
+@tvm.transform.module_pass(opt_level=0, name="DropReturns")
+class DropReturns:
+    """Return nothing: once calls are plain launches, nothing can delete them, and results are in place."""
+
+    def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        """The pass."""
+        for variable, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                body = relax.SeqExpr(function.body.blocks, relax.Tuple([]))
+                module[variable] = relax.Function(
+                    function.params, body, relax.TupleType([]), is_pure=False, attrs=function.attrs
+                )
+        return module
+
+
+def lower(module: tvm.IRModule) -> tvm.IRModule:
+    """Launches over statically planned storage; what `tests/compile/test_straight_line.py` looks at."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            DropReturns(),
+            # Launches are impure by now: what goes is the tuples and names they were returned in.
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.DeadCodeElimination(list(FUNCTIONS)),
+            relax.transform.StaticPlanBlockMemory(),
+        ]
+    )(module)
+
+
+def finish(module: tvm.IRModule) -> tvm.IRModule:
+    """The virtual machine's own forms of storage and shapes."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.LowerAllocTensor(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )(module)

@@ -6,22 +6,46 @@ metadata's layout do.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 ABI_VERSION = 1
 
-# (arguments before state and parameters), by function. b ≤ max_batch_size, n ≤ prefill_chunk_size.
-FUNCTIONS: dict[str, tuple[str, ...]] = {
-    "prefill": ("tokens[n]", "slots[1]"),
-    "prefill_logits": ("tokens[n]", "slots[1]"),
-    "score": ("tokens[n]", "targets[n]", "slots[1]"),
-    "decode": ("slots[b]",),
-    "end_chunk": ("slots[b]",),
-    "sample": ("slots[b]",),
-    "reset_slot": ("slots[b]",),
-    "copy_slot": ("slots[2]",),
+
+
+class Input(NamedTuple):
+    """An argument before the state: extents are numbers or the symbols n, b and `outputs`.
+
+    Those a function writes are its results, in buffers of the caller's.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "int32"
+    written: bool = False
+
+
+_SLOT = Input("slots", (1,))
+_SLOTS = Input("slots", ("b",))
+_TOKENS = Input("tokens", ("n",))
+
+# Arguments of every function before the state. b ≤ max_batch_size, n ≤ prefill_chunk_size.
+FUNCTIONS: dict[str, tuple[Input, ...]] = {
+    "prefill": (_TOKENS, _SLOT),
+    "prefill_logits": (_TOKENS, Input("result", ("n", "outputs"), "float32", True), _SLOT),
+    "score": (
+        _TOKENS,
+        Input("targets", ("n",)),
+        Input("log_probabilities", ("n",), "float32", True),
+        Input("entropies", ("n",), "float32", True),
+        _SLOT,
+    ),
+    "decode": (_SLOTS,),
+    "end_chunk": (_SLOTS,),
+    "sample": (_SLOTS,),
+    "reset_slot": (_SLOTS,),
+    "copy_slot": (Input("slots", (2,)),),
 }
 # The functions that take the parameters, after the state.
 PARAMETRIC_FUNCTIONS = frozenset({"prefill", "prefill_logits", "score", "decode"})

@@ -109,12 +109,19 @@ def product(
     epilogue: str = "plain",
     operands: Sequence[Tensor] = (),
     activation: str | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
-    """x [n, in] times weight [out, in], with an epilogue of `tir_kernels.linear`; packed is `pack(x)`."""
+    """x [n, in] times weight [out, in], with an epilogue of `tir_kernels.linear`; packed is `pack(x)`.
+
+    The result is fresh, or written to `into`.
+    """
     out_features, in_features = (int(extent) for extent in weight.shape)
     dtype, machine = build.quantization.matrix_dtype, build.machine
     kernel = linear.linear(in_features, out_features, dtype, machine, epilogue, activation)
-    return op.tensor_ir_op(kernel, "linear", [x, packed, weight, *operands], fresh(x.shape[0], out_features))
+    arguments = [x, packed, weight, *operands]
+    if into is not None:
+        return op.tensor_ir_inplace_op(kernel, "linear", [*arguments, into], [len(arguments)], into)
+    return op.tensor_ir_op(kernel, "linear", arguments, fresh(x.shape[0], out_features))
 
 
 class Linear(nn.Module):
@@ -461,21 +468,32 @@ class Gecko(nn.Module):
         self._store_logits(call, last)
         return call.state.aliases()
 
-    def prefill_logits(self, tokens: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
-        """The same, returning the logits [n, O] of all tokens first."""
+    def prefill_logits(
+        self, tokens: Tensor, result: Tensor, slot_ids: Tensor, *state: Tensor
+    ) -> list[Tensor]:
+        """The same, with the logits [n, O] of all tokens as the result."""
         call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
-        logits = self._head(self._trunk(call, tokens))
+        logits = self._head(self._trunk(call, tokens), into=result)
         return [logits, *call.state.aliases()]
 
-    def score(self, tokens: Tensor, targets: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
-        """The same, returning log-probabilities [n] of the targets and entropies [n] first."""
+    def score(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        log_probabilities: Tensor,
+        entropies: Tensor,
+        slot_ids: Tensor,
+        *state: Tensor,
+    ) -> list[Tensor]:
+        """The same, with log-probabilities [n] of the targets and entropies [n] as results."""
         call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
         logits = self._head(self._trunk(call, tokens))
-        results = op.tensor_ir_op(
+        results = op.tensor_ir_inplace_op(
             sampling.score(self.build.config.num_outputs, self.build.machine),
             "score",
-            [logits, targets],
-            [fresh(call.n), fresh(call.n)],
+            [logits, targets, log_probabilities, entropies],
+            [2, 3],
+            [log_probabilities, entropies],
         )
         return [*results, *call.state.aliases()]
 
@@ -542,11 +560,11 @@ class Gecko(nn.Module):
         call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
         return x
 
-    def _head(self, x: Tensor) -> Tensor:
+    def _head(self, x: Tensor, into: Tensor | None = None) -> Tensor:
         """Logits [n, O]."""
         tied = self.build.config.share_emb
         weight = self.embed.weight if tied else self.output.output.weight
-        return product(self.build, x, pack(x, self.build.machine), weight)
+        return product(self.build, x, pack(x, self.build.machine), weight, into=into)
 
     def _store_logits(self, call: Call, x: Tensor) -> None:
         kernel = embedding.store_logits(self.build.config.num_outputs, self.build.slots, self.build.machine)

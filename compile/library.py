@@ -1,0 +1,100 @@
+"""Model libraries: compiled functions with their metadata inside, in one shared object."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata, TensorSpec
+from gecko_mlc.compile.link import linker
+from gecko_mlc.compile.lint import check_state_use
+from gecko_mlc.compile.pipeline import export, finish, lower
+from gecko_mlc.compile.target import CompileTarget
+from gecko_mlc.config import GeckoConfig
+from gecko_mlc.model import Build
+from gecko_mlc.quantization import Quantization
+from gecko_mlc.state import state_tensors
+
+SUFFIXES = (".so",)
+# The default bound of a prefill piece, and so of the workspace.
+PREFILL_CHUNK_SIZE = 2048
+
+
+def compile_library(
+    config: GeckoConfig,
+    quantization: Quantization,
+    target: CompileTarget,
+    output: Path,
+    max_batch_size: int = 1,
+    prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
+    debug_dump: Path | None = None,
+) -> Metadata:
+    """Compile a model for `target` into the library `output`, whole or not at all; its metadata.
+
+    `max_batch_size` is the number of state slots, `prefill_chunk_size` the most tokens of one prefill
+    piece (never more than a chunk). `debug_dump` is a folder for the intermediate programs. Raises
+    `ValueError` for a suffix that is not known and `RuntimeError` when nothing can link.
+    """
+    if output.suffix not in SUFFIXES:
+        raise ValueError(f"{output}: unknown suffix {output.suffix!r}; expected {' or '.join(SUFFIXES)}")
+    link = linker(target.spec.triple)
+    prefill_chunk_size = min(prefill_chunk_size, config.chunk_size)
+    build = Build(config, quantization, target.machine, max_batch_size)
+    exported, parameters = export(build, prefill_chunk_size)
+    if faults := check_state_use(exported):
+        raise AssertionError("state is used wrongly:\n" + "\n".join(faults))
+    lowered = lower(exported)
+    metadata = Metadata(
+        abi_version=ABI_VERSION,
+        model_type="gecko",
+        config=config.model_dump(),
+        quantization=quantization.name,
+        target=target.spec,
+        max_batch_size=max_batch_size,
+        prefill_chunk_size=prefill_chunk_size,
+        parameters=tuple(
+            TensorSpec(name=name, shape=tuple(int(e) for e in p.shape), dtype=p.dtype)
+            for name, p in parameters
+        ),
+        state=tuple(state_tensors(config, quantization)),
+        workspace_bytes={name: workspace_bytes(lowered[name]) for name in FUNCTIONS},
+        tvm_version=tvm.__version__,
+    )
+    if debug_dump is not None:
+        debug_dump.mkdir(parents=True, exist_ok=True)
+        (debug_dump / "exported.py").write_text(exported.script())
+        (debug_dump / "lowered.py").write_text(lowered.script())
+        (debug_dump / "metadata.json").write_text(metadata.model_dump_json(indent=2, by_alias=True))
+    lowered["_metadata"] = _constant_function(metadata.model_dump_json(by_alias=True))
+    with target.tvm_target:
+        executable = relax.build(finish(lowered), target.tvm_target, relax_pipeline=None)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        temporary = Path(folder) / output.name
+        executable.export_library(str(temporary), fcompile=link, workspace_dir=folder)
+        os.replace(temporary, output)
+    return metadata
+
+
+def _constant_function(text: str) -> relax.Function:
+    builder = relax.BlockBuilder()
+    with builder.function("_metadata", []):
+        builder.emit_func_output(tvm.ir.StringImm(text))
+    return builder.finalize()["_metadata"]
+
+
+def workspace_bytes(function: relax.Function) -> int:
+    """The planned storage of a lowered function, in bytes."""
+    total = 0
+
+    def visit(node: tvm.ir.Node) -> None:
+        nonlocal total
+        if isinstance(node, relax.Call) and node.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
+            total += int(node.args[0].values[0])
+
+    relax.analysis.post_order_visit(function.body, visit)
+    return total
