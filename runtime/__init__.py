@@ -1,0 +1,1 @@
+"""Running compiled Gecko libraries: no compiler, no PyTorch."""

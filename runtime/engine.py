@@ -1,0 +1,242 @@
+"""The engine: a library, its parameters, and the recurrent state of its slots.
+
+Positions live on the device. The host mirrors them by counting, to cut prompts at chunk boundaries and to
+end chunks; a caller never sees the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gecko_mlc.abi import PARAMETRIC_FUNCTIONS, StateTensor
+from gecko_mlc.runtime import tvm_runtime
+from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.parameters import NUMPY_DTYPES
+from gecko_mlc.runtime.sampling import Sampling
+
+
+class Engine:
+    """Runs token ids through the slots of one library.
+
+    `positions[slot]` is the number of tokens a slot has consumed. `parameters` are the tensors of the
+    metadata's list, in its order. Raises `GeckoError` when the state does not fit into memory.
+    """
+
+    def __init__(self, library: Library, parameters: Sequence[Any]) -> None:
+        self.metadata = library.metadata
+        self._library, self._parameters = library, list(parameters)
+        self.slots = self.metadata.max_batch_size
+        self.chunk_size: int = self.metadata.config["chunk_size"]
+        self.vocab_size: int = self.metadata.config["vocab_size"]
+        self._tvm = tvm_runtime.load()
+        try:
+            self._state = {
+                spec.name: self._empty((self.slots, *spec.shape), spec.dtype)
+                for spec in self.metadata.state
+            }
+        except Exception as error:
+            raise GeckoError(
+                f"the state of {self.slots} slots takes {self.state_bytes():,} bytes,"
+                f" which this machine could not give: {error}"
+            ) from None
+        # Arguments keep their addresses: a captured graph replays those it was captured with.
+        self._slot_ids = self._empty((max(self.slots, 2),), "int32")
+        self._tokens = self._empty((self.metadata.prefill_chunk_size,), "int32")
+        self._targets = self._empty((self.metadata.prefill_chunk_size,), "int32")
+        self.positions = [0] * self.slots
+        for slot in range(self.slots):
+            self.reset(slot)
+
+    def state_bytes(self) -> int:
+        """Bytes of the state of all slots."""
+        return self.slots * sum(tensor_bytes(spec) for spec in self.metadata.state)
+
+    # Tokens in
+
+    def extend(
+        self,
+        slot: int,
+        tokens: Sequence[int],
+        on_piece: Callable[[str, int], None] = lambda function, count: None,
+    ) -> None:
+        """Consume `tokens`, leaving the logits of the last one in the state.
+
+        `on_piece` is told of every call, once its tokens are in: a piece of one token goes through
+        `decode`. Raises `GeckoError` for an empty list or ids outside the vocabulary.
+        """
+        for piece in self._pieces(slot, tokens):
+            if len(piece) == 1:
+                self.set_token(slot, piece[0])
+                self.decode([slot])
+                on_piece("decode", 1)
+            else:
+                self._prefill("prefill", slot, piece)
+                on_piece("prefill", len(piece))
+
+    def extend_logits(
+        self,
+        slot: int,
+        tokens: Sequence[int],
+        on_piece: Callable[[str, int], None] = lambda function, count: None,
+    ) -> np.ndarray:
+        """Consume `tokens`; the fp32 logits [n, O] of all of them."""
+        outputs = self._spec("logits").shape[0]
+        result = []
+        for piece in self._pieces(slot, tokens):
+            if len(piece) == 1:
+                self.set_token(slot, piece[0])
+                self.decode([slot])
+                on_piece("decode", 1)
+                result.append(self.logits(slot)[None])
+            else:
+                logits = self._empty((len(piece), outputs), "float32")
+                self._prefill("prefill_logits", slot, piece, logits)
+                on_piece("prefill_logits", len(piece))
+                result.append(logits.numpy())
+        return np.concatenate(result)
+
+    def score(
+        self, slot: int, tokens: Sequence[int], targets: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Consume `tokens`; log-probabilities [n] of the tokens `targets` that follow each of them, and
+        the entropies [n] of the distributions, in nats."""
+        if len(targets) != len(tokens):
+            raise GeckoError(f"{len(tokens)} tokens but {len(targets)} targets")
+        self._check_ids(targets, self._spec("logits").shape[0])
+        results, done = [], 0
+        for piece in self._pieces(slot, tokens):
+            n = len(piece)
+            view = self._targets._create_view((n,))
+            view.copyfrom(np.asarray(targets[done : done + n], np.int32))
+            outputs = [self._empty((n,), "float32") for _ in range(2)]
+            self._prefill("score", slot, piece, view, *outputs)
+            results.append([output.numpy() for output in outputs])
+            done += n
+        log_probabilities, entropies = zip(*results, strict=True)
+        return np.concatenate(log_probabilities), np.concatenate(entropies)
+
+    def decode(self, slots: Sequence[int]) -> None:
+        """Consume the current token of each slot; one step of all of them."""
+        self._call("decode", self._slot_view(slots))
+        self._advance(slots, 1)
+
+    # Tokens out
+
+    def sample(self, slots: Sequence[int]) -> None:
+        """Draw the next current token of each slot from its logits."""
+        self._call("sample", self._slot_view(slots))
+
+    def set_sampling(self, slot: int, sampling: Sampling, seed: int) -> None:
+        """How `sample` draws in `slot` from now on; forgets the tokens counted for penalties."""
+        self._write("sampling", slot, np.array(sampling.row(), np.float32))
+        words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, 0], np.uint32)
+        self._write("random", slot, words.view(np.int32))
+        self._write("counts", slot, np.zeros(self._spec("counts").shape, np.int32))
+
+    def set_token(self, slot: int, token: int) -> None:
+        """Make `token` the current one, which `decode` consumes."""
+        self._check_ids([token], self.vocab_size)
+        self._write("token", slot, np.array(token, np.int32))
+
+    def token(self, slot: int) -> int:
+        """The current token."""
+        return int(self.read("token", slot))
+
+    def logits(self, slot: int) -> np.ndarray:
+        """The fp32 logits [O] after the last token consumed."""
+        return self.read("logits", slot)
+
+    # Slots
+
+    def reset(self, slot: int) -> None:
+        """The state before the first token."""
+        self._call("reset_slot", self._slot_view([slot]))
+        self.positions[slot] = 0
+
+    def copy(self, source: int, destination: int) -> None:
+        """Make `destination` continue as `source` does."""
+        self._check_slots([source, destination])
+        self._slot_ids._create_view((2,)).copyfrom(np.array([source, destination], np.int32))
+        self._call("copy_slot", self._slot_ids._create_view((2,)))
+        self.positions[destination] = self.positions[source]
+
+    def read(self, name: str, slot: int) -> np.ndarray:
+        """One slot's part of the state tensor `name`."""
+        value: np.ndarray = self._slot_part(name, slot).numpy()
+        return value.reshape(self._spec(name).shape)
+
+    # The rest is private.
+
+    def _pieces(self, slot: int, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Cut `tokens` so that no piece crosses a chunk boundary or outgrows the workspace."""
+        if not len(tokens):
+            raise GeckoError("no tokens: expected at least one")
+        self._check_slots([slot])
+        self._check_ids(tokens, self.vocab_size)
+        start = 0
+        while start < len(tokens):
+            room = self.chunk_size - self.positions[slot] % self.chunk_size
+            piece = tokens[start : start + min(room, self.metadata.prefill_chunk_size)]
+            yield piece
+            start += len(piece)
+
+    def _prefill(self, function: str, slot: int, piece: Sequence[int], *inputs: Any) -> None:
+        view = self._tokens._create_view((len(piece),))
+        view.copyfrom(np.asarray(piece, np.int32))
+        self._call(function, view, *inputs, self._slot_view([slot]))
+        self._advance([slot], len(piece))
+
+    def _advance(self, slots: Sequence[int], count: int) -> None:
+        for slot in slots:
+            self.positions[slot] += count
+        complete = [slot for slot in slots if self.positions[slot] % self.chunk_size == 0]
+        if complete:
+            self._call("end_chunk", self._slot_view(complete))
+
+    def _call(self, function: str, *inputs: Any) -> None:
+        parameters = self._parameters if function in PARAMETRIC_FUNCTIONS else []
+        self._library.functions[function](*inputs, *self._state.values(), *parameters)
+
+    def _slot_view(self, slots: Sequence[int]) -> Any:
+        self._check_slots(slots)
+        view = self._slot_ids._create_view((len(slots),))
+        view.copyfrom(np.asarray(slots, np.int32))
+        return view
+
+    def _check_slots(self, slots: Sequence[int]) -> None:
+        if len(set(slots)) != len(slots) or not all(0 <= slot < self.slots for slot in slots):
+            raise GeckoError(f"slots {list(slots)}: expected different ones of 0 to {self.slots - 1}")
+
+    def _check_ids(self, tokens: Sequence[int], limit: int) -> None:
+        ids = np.asarray(tokens)
+        if ids.dtype.kind not in "iu" or ids.ndim != 1:
+            raise GeckoError("token ids must be a flat list of integers")
+        if ids.min() < 0 or ids.max() >= limit:
+            wrong = ids[(ids < 0) | (ids >= limit)][0]
+            raise GeckoError(f"token id {wrong} is outside the vocabulary of {limit}")
+
+    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return self._tvm.runtime.empty(shape, dtype, self._library.device)
+
+    def _spec(self, name: str) -> StateTensor:
+        return next(spec for spec in self.metadata.state if spec.name == name)
+
+    def _slot_part(self, name: str, slot: int) -> Any:
+        self._check_slots([slot])
+        spec = self._spec(name)
+        # A view of a scalar keeps one axis.
+        shape = spec.shape or (1,)
+        return self._state[name]._create_view(shape, spec.dtype, slot * tensor_bytes(spec))
+
+    def _write(self, name: str, slot: int, value: np.ndarray) -> None:
+        part = self._slot_part(name, slot)
+        part.copyfrom(value.reshape(part.shape))
+
+
+def tensor_bytes(spec: StateTensor) -> int:
+    """Bytes of one slot of a state tensor."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * int(NUMPY_DTYPES[spec.dtype].itemsize)

@@ -1,0 +1,60 @@
+"""What this machine is: its processor's features, and how fast it reads memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+# Linux's names of features, where they differ from LLVM's.
+_LINUX_NAMES = {
+    "avx512_bf16": "avx512bf16",
+    "avx512_vnni": "avx512vnni",
+    "asimd": "neon",
+    "asimdhp": "fullfp16",
+    "asimddp": "dotprod",
+}
+
+
+def cpu_features() -> frozenset[str] | None:
+    """The CPU's features by LLVM's names; None where this system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(_LINUX_NAMES.get(name, name) for name in value.split())
+    return None
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def architecture() -> str:
+    """This machine's architecture as an LLVM triple begins."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resident_bytes() -> int | None:
+    """The memory this process holds now; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,185 @@
+"""Reading a model folder's weights: MLC's `tensor-cache.json` and its shards.
+
+Everything is checked here before a byte of a shard is used: the files may come from anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from gecko_mlc.abi import TensorSpec
+from gecko_mlc.runtime import tvm_runtime
+from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.runtime.files import read_json
+
+TENSOR_CACHE = "tensor-cache.json"
+
+NUMPY_DTYPES: dict[str, Any] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int32": np.dtype(np.int32),
+    "uint32": np.dtype(np.uint32),
+    "int8": np.dtype(np.int8),
+}
+
+
+class TensorRecord(BaseModel):
+    """One tensor inside a shard."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    format: str = "raw"
+    nbytes: int = Field(ge=0)
+    byteOffset: int = Field(ge=0)
+
+
+class ShardRecord(BaseModel):
+    """One shard file."""
+
+    dataPath: str
+    format: str
+    nbytes: int = Field(ge=0)
+    md5sum: str
+    records: list[TensorRecord]
+
+
+class TensorCache(BaseModel):
+    """The index of all shards."""
+
+    metadata: dict[str, Any]
+    records: list[ShardRecord]
+
+
+def read_tensor_cache(folder: Path) -> TensorCache:
+    """The checked index of a model folder's weights.
+
+    Raises `GeckoError` for anything that could read outside a shard or the folder, overlaps, is there
+    twice, or does not add up; and for a shard that is missing or of another size (cut short, say).
+    """
+    path = folder / TENSOR_CACHE
+    try:
+        cache = TensorCache.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise GeckoError(f"{path}: {where}: {fault['msg']}") from None
+    seen: set[str] = set()
+    for shard in cache.records:
+        file = _shard_path(folder, shard)
+        size = file.stat().st_size
+        if size != shard.nbytes:
+            raise GeckoError(
+                f"{file}: {size:,} bytes, expected {shard.nbytes:,}: the file is damaged or incomplete;"
+                " convert the weights again"
+            )
+        end = 0
+        for record in sorted(shard.records, key=lambda r: r.byteOffset):
+            if record.name in seen:
+                raise GeckoError(f"{path}: the tensor {record.name} is there twice")
+            seen.add(record.name)
+            if record.format != "raw" or record.dtype not in NUMPY_DTYPES:
+                raise GeckoError(
+                    f"{path}: {record.name} is {record.dtype} in format {record.format!r}; expected raw"
+                    f" and one of {', '.join(NUMPY_DTYPES)}"
+                )
+            if any(extent < 0 for extent in record.shape):
+                raise GeckoError(f"{path}: {record.name} has the shape {record.shape}")
+            needed = math.prod(record.shape) * NUMPY_DTYPES[record.dtype].itemsize
+            if needed != record.nbytes:
+                raise GeckoError(
+                    f"{path}: {record.name} of shape {record.shape} and {record.dtype} has"
+                    f" {needed:,} bytes, but nbytes is {record.nbytes:,}"
+                )
+            if record.byteOffset < end:
+                raise GeckoError(f"{path}: {record.name} overlaps the tensor before it")
+            end = record.byteOffset + record.nbytes
+            if end > shard.nbytes:
+                raise GeckoError(
+                    f"{path}: {record.name} ends at byte {end:,} of a shard of {shard.nbytes:,}"
+                )
+    return cache
+
+
+def _shard_path(folder: Path, shard: ShardRecord) -> Path:
+    name = shard.dataPath
+    if "\0" in name or len(name) > 255 or name != Path(name).name or name in ("", ".", ".."):
+        raise GeckoError(f"{folder / TENSOR_CACHE}: dataPath {name[:80]!r} is not a plain file name")
+    file = folder / name
+    if not file.is_file():
+        raise GeckoError(f"{file}: no such file; the model folder is incomplete, convert it again")
+    if file.resolve().parent != folder.resolve():
+        raise GeckoError(f"{file}: leads out of the model folder")
+    if shard.format != "raw-shard":
+        raise GeckoError(f"{file}: format {shard.format!r}, expected 'raw-shard'")
+    return file
+
+
+def load_parameters(
+    folder: Path,
+    expected: Sequence[TensorSpec],
+    device: Any,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Any]:
+    """The tensors of `expected`, in its order, on `device`.
+
+    Raises `GeckoError` when one is missing or has another shape or dtype. `progress` is told bytes done
+    and bytes in all. Tensors of the folder that are not expected are not read.
+    """
+    cache = read_tensor_cache(folder)
+    found = {record.name: record for shard in cache.records for record in shard.records}
+    for spec in expected:
+        record = found.get(spec.name)
+        if record is None:
+            raise GeckoError(f"{folder}: the tensor {spec.name} {list(spec.shape)} is missing")
+        if record.shape != spec.shape or record.dtype != spec.dtype:
+            raise GeckoError(
+                f"{folder}: {spec.name} is {list(record.shape)} {record.dtype}, the library expects"
+                f" {list(spec.shape)} {spec.dtype}; was it compiled for another model or quantization?"
+            )
+    tvm = tvm_runtime.load()
+    wanted = {spec.name for spec in expected}
+    total = sum(found[name].nbytes for name in wanted)
+    done, tensors = 0, {}
+    for shard in cache.records:
+        data = np.memmap(folder / shard.dataPath, np.uint8, "r") if shard.nbytes else np.empty(0, np.uint8)
+        for record in shard.records:
+            if record.name in wanted:
+                tensor = tvm.runtime.empty(record.shape, record.dtype, device)
+                raw = data[record.byteOffset : record.byteOffset + record.nbytes]
+                copy_into(tensor, raw.view(NUMPY_DTYPES[record.dtype]).reshape(record.shape))
+                tensors[record.name] = tensor
+                done += record.nbytes
+                progress(done, total)
+    return [tensors[spec.name] for spec in expected]
+
+
+def copy_into(tensor: Any, array: np.ndarray) -> None:
+    """Copy `array` into a device tensor of the same shape and dtype."""
+    tensor.copyfrom(np.ascontiguousarray(array))
+
+
+def check_folder(folder: Path) -> list[str]:
+    """Faults that loading does not look for: checksums that differ, and weights that are not finite."""
+    faults = []
+    for shard in read_tensor_cache(folder).records:
+        data = np.fromfile(folder / shard.dataPath, np.uint8)
+        if hashlib.md5(data).hexdigest() != shard.md5sum:
+            faults.append(f"{shard.dataPath}: the checksum differs, the file is damaged")
+        for record in shard.records:
+            dtype = NUMPY_DTYPES[record.dtype]
+            values = data[record.byteOffset : record.byteOffset + record.nbytes].view(dtype)
+            if record.dtype.startswith(("float", "bfloat")) and not np.isfinite(
+                values.astype(np.float32)
+            ).all():
+                faults.append(f"{record.name}: not all values are finite")
+    return faults
