@@ -1,0 +1,1 @@
+"""The demo model that is shipped, and how it was made."""

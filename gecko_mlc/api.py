@@ -1,0 +1,35 @@
+"""The Python interface: what the command line is made of.
+
+    from gecko_mlc.api import load_model
+
+    model = load_model("gecko-demo")
+    for text in model.generate("It is a truth universally acknowledged"):
+        print(text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gecko_mlc.prepare import model_folder, model_library
+from gecko_mlc.runtime.generation import Generation, GenerationOptions
+from gecko_mlc.runtime.model import Conversation, Model
+from gecko_mlc.runtime.sampling import Sampling
+
+__all__ = ["Conversation", "Generation", "GenerationOptions", "Model", "Sampling", "load_model"]
+
+
+def load_model(
+    model: str | Path,
+    model_lib: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Model:
+    """Load a model folder, or the demo by its name, with a library or one compiled for this machine.
+
+    `say` is told of work that takes long, `progress` of bytes loaded and in all. Raises `GeckoError`.
+    """
+    folder = model_folder(str(model), say)
+    library = Path(model_lib) if model_lib is not None else model_library(folder, say)
+    return Model(folder, library, progress)

@@ -1,0 +1,104 @@
+"""`bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gecko_mlc.cli.common import (
+    ModelArgument,
+    ModelLibOption,
+    byte_progress,
+    console,
+    say,
+    show_arguments,
+)
+from gecko_mlc.runtime.errors import GeckoError
+
+FORMATS = ("table", "md", "csv", "json")
+
+
+def bench(
+    model: ModelArgument,
+    prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=0, help="Tokens to prefill.")] = 512,
+    decode_tokens: Annotated[int, typer.Option("-n", "--decode-tokens", min=0, help="Tokens to decode.")] = 128,
+    depth: Annotated[
+        str, typer.Option("-d", "--depth", help="Positions to measure at, like 0,1000,100000.")
+    ] = "0",
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Counted runs.")] = 5,
+    output_format: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file for the result.")] = None,
+    model_lib: ModelLibOption = None,
+) -> None:
+    """Measure tokens per second, and what part of this machine that is.
+
+    Example: gecko-mlc bench gecko-demo --depth 0,1000,100000 --format md -o bench.md
+    """
+    from gecko_mlc.api import load_model
+    from gecko_mlc.runtime import bench as core
+    from gecko_mlc.runtime.files import atomic_write
+
+    if output_format not in FORMATS:
+        raise GeckoError(f"--format {output_format!r}: expected one of {', '.join(FORMATS)}")
+    depths = parse_depths(depth)
+    if not prompt_tokens and not decode_tokens:
+        raise GeckoError("nothing to measure: --prompt-tokens and --decode-tokens are both 0")
+    show_arguments(
+        model=model,
+        model_lib=model_lib,
+        prompt_tokens=prompt_tokens,
+        decode_tokens=decode_tokens,
+        depth=depth,
+        repetitions=repetitions,
+    )
+    with byte_progress("loading") as progress:
+        loaded = load_model(model, model_lib, say, progress)
+    with console.status("") as status:
+        report = core.run(
+            loaded.engine,
+            Path(model).name,
+            prompt_tokens,
+            decode_tokens,
+            depths,
+            repetitions,
+            lambda what: status.update(f"measuring {what}"),
+        )
+    if output is None and output_format == "table":
+        print_table(report)
+        return
+    text = {
+        "md": core.to_markdown,
+        "table": core.to_markdown,
+        "csv": core.to_csv,
+        "json": lambda r: r.model_dump_json(indent=2) + "\n",
+    }[output_format](report)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        with atomic_write(output) as file:
+            file.write(text)
+
+
+def print_table(report) -> None:  # type: ignore[no-untyped-def]
+    """The report as a table for people, on standard output."""
+    from gecko_mlc.runtime import bench as core
+
+    table = Table(caption=core.summary(report), caption_justify="left")
+    for column in core.COLUMNS:
+        table.add_column(column, justify="left" if column == "test" else "right")
+    for row in core.rows(report):
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def parse_depths(text: str) -> list[int]:
+    """A list of positions, separated by commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise GeckoError(f"--depth {text!r}: expected numbers separated by commas, like 0,1000,100000")
+    return [int(part) for part in parts]

@@ -1,0 +1,112 @@
+"""`convert_weight`, `gen_config`, `random_weight`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gecko_mlc.cli.common import QuantizationOption, byte_progress, console, show_arguments
+from gecko_mlc.runtime.errors import GeckoError
+
+ConfigArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG_OR_DIR",
+        help="A config.json with the reference's field names, or a folder with one (tokenizer optional).",
+    ),
+]
+OutputOption = Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")]
+TemplateOption = Annotated[
+    str, typer.Option("--conv-template", help="How a dialogue becomes text: LM, chatml or play.")
+]
+
+
+def convert_weight(
+    config: ConfigArgument,
+    output: OutputOption,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", help="The checkpoint, a file or folder; by default beside the config."),
+    ] = None,
+    quantization: QuantizationOption = "q0f32",
+    conv_template: TemplateOption = "LM",
+) -> None:
+    """Convert a checkpoint (.safetensors or .pth) to a complete model folder.
+
+    Example: gecko-mlc convert_weight my-gecko/ --quantization q0f16 -o dist/my-gecko-q0f16-MLC
+    """
+    from gecko_mlc.checkpoint import open_checkpoint
+    from gecko_mlc.convert import convert_weights, free_bytes
+    from gecko_mlc.gen_config import generate_config, read_model_config
+
+    scheme = _quantization(quantization)
+    source = source or (config if config.is_dir() else config.parent)
+    show_arguments(config=config, source=source, quantization=quantization, output=output)
+    model = read_model_config(config)
+    checkpoint = open_checkpoint(source)
+    needed = model.num_parameters() * (4 if scheme.matrix_dtype == "float32" else 2)
+    if needed > free_bytes(output):
+        raise GeckoError(
+            f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left"
+        )
+    with byte_progress("converting") as progress:
+        convert_weights(model, checkpoint, scheme, output, progress)
+    generate_config(config, scheme, output, conv_template)
+    console.print(f"{model.num_parameters():,} parameters in {output}")
+
+
+def gen_config(
+    config: ConfigArgument,
+    output: OutputOption,
+    quantization: QuantizationOption = "q0f32",
+    conv_template: TemplateOption = "LM",
+) -> None:
+    """Write mlc-chat-config.json and copy the tokenizer, without weights.
+
+    Example: gecko-mlc gen_config my-gecko/config.json --conv-template chatml -o dist/my-gecko-q0f32-MLC
+    """
+    from gecko_mlc.gen_config import generate_config
+
+    show_arguments(
+        config=config, quantization=quantization, conv_template=conv_template, output=output
+    )
+    generate_config(config, _quantization(quantization), output, conv_template)
+
+
+def random_weight(
+    config: Annotated[str, typer.Argument(metavar="PRESET_OR_CONFIG", help="gecko-120m, or a config.json.")],
+    output: OutputOption,
+    dtype: Annotated[str, typer.Option(help="Of matrices: float32, float16 or bfloat16.")] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Make a checkpoint of random weights, for benchmarks.
+
+    Example: gecko-mlc random_weight gecko-120m -o checkpoints/gecko-120m
+    """
+    from gecko_mlc.convert import free_bytes
+    from gecko_mlc.gen_config import find_config
+    from gecko_mlc.random_checkpoint import write_random_checkpoint
+
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise GeckoError(f"--dtype {dtype!r}: expected float32, float16 or bfloat16")
+    model = find_config(config)
+    show_arguments(config=config, dtype=dtype, seed=seed, output=output)
+    needed = model.num_parameters() * (4 if dtype == "float32" else 2)
+    if needed > free_bytes(output):
+        raise GeckoError(
+            f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left"
+        )
+    with byte_progress("writing") as progress:
+        write_random_checkpoint(model, output, dtype, seed, progress)
+    console.print(f"{model.num_parameters():,} parameters in {output}")
+
+
+def _quantization(name: str):  # type: ignore[no-untyped-def]
+    from gecko_mlc.quantization import quantization
+
+    try:
+        return quantization(name)
+    except ValueError as error:
+        raise GeckoError(f"--quantization: {error}") from None

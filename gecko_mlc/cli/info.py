@@ -1,0 +1,112 @@
+"""`info`."""
+
+from __future__ import annotations
+
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gecko_mlc import __version__
+from gecko_mlc.runtime import machine
+from gecko_mlc.runtime.errors import GeckoError
+
+
+def info(
+    what: Annotated[
+        Path | None,
+        typer.Argument(metavar="[MODEL_OR_LIB]", help="A model folder or a library; by default this machine."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Of a model folder: checksums, and that all weights are finite.")
+    ] = False,
+) -> None:
+    """Tell what a model folder, a library or this machine is.
+
+    Example: gecko-mlc info dist/libs/gecko-120m-q0f32-cpu.so
+    """
+    if what is None:
+        rows = machine_rows()
+    elif what.is_dir():
+        rows = folder_rows(what, check)
+    else:
+        rows = library_rows(what)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def machine_rows() -> list[tuple[str, str]]:
+    """This machine and what is installed on it."""
+    rows = [
+        ("gecko-mlc", __version__),
+        ("python", platform.python_version()),
+        ("cpu", machine.cpu_name()),
+        ("architecture", machine.architecture()),
+        ("usable cores", str(machine.usable_cores())),
+    ]
+    features = machine.cpu_features()
+    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bf16", "avx512vnni", "neon", "dotprod")
+    if features is not None:
+        rows.append(("features", " ".join(name for name in wanted if name in features)))
+    for package, use in (
+        ("apache-tvm", "required"),
+        ("apache-tvm-ffi", "required"),
+        ("torch", "for .pth checkpoints: pip install 'gecko-mlc[torch]'"),
+        ("ziglang", "to link for other machines: pip install 'gecko-mlc[cross]'"),
+    ):
+        try:
+            rows.append((package, version(package)))
+        except PackageNotFoundError:
+            rows.append((package, f"not installed ({use})"))
+    return rows
+
+
+def folder_rows(folder: Path, check: bool) -> list[tuple[str, str]]:
+    """A model folder."""
+    from gecko_mlc.runtime.model_folder import read_chat_config
+    from gecko_mlc.runtime.parameters import check_folder, read_tensor_cache
+
+    chat_config = read_chat_config(folder)
+    cache = read_tensor_cache(folder)
+    records = [record for shard in cache.records for record in shard.records]
+    rows = [
+        ("model folder", str(folder)),
+        ("quantization", chat_config.quantization),
+        ("tensors", f"{len(records)} in {len(cache.records)} shards"),
+        ("bytes", f"{sum(record.nbytes for record in records):,}"),
+        ("tokenizer", ", ".join(chat_config.tokenizer_files) or "none"),
+        ("conversation", chat_config.conv_template.name),
+        *((name, str(value)) for name, value in chat_config.config.items()),
+    ]
+    if check:
+        if faults := check_folder(folder):
+            raise GeckoError(f"{folder}: " + "; ".join(faults[:8]))
+        rows.append(("check", "all checksums agree, all weights are finite"))
+    return rows
+
+
+def library_rows(path: Path) -> list[tuple[str, str]]:
+    """A library."""
+    from gecko_mlc.runtime.engine import tensor_bytes
+    from gecko_mlc.runtime.library import Library
+
+    m = Library(path).metadata
+    state = sum(tensor_bytes(spec) for spec in m.state)
+    return [
+        ("library", str(path)),
+        ("ABI", str(m.abi_version)),
+        ("TVM", m.tvm_version),
+        ("target", f"{m.target.kind} {m.target.triple} {m.target.mcpu}"),
+        ("CPU features", " ".join(m.target.features)),
+        ("quantization", m.quantization),
+        ("slots", str(m.max_batch_size)),
+        ("bytes of state a slot", f"{state:,}"),
+        ("tokens a prefill piece", str(m.prefill_chunk_size)),
+        ("parameters", f"{sum(math.prod(p.shape) for p in m.parameters):,}"),
+        ("bytes of workspace", f"{max(m.workspace_bytes.values()):,}"),
+        *((name, str(value)) for name, value in m.config.items()),
+    ]

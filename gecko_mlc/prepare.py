@@ -1,0 +1,104 @@
+"""From a model's name to files that run: the shipped demo unpacked, a library compiled, both cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+
+from gecko_mlc import __version__
+from gecko_mlc.abi import ABI_VERSION
+from gecko_mlc.runtime import machine
+from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
+from gecko_mlc.runtime.parameters import TENSOR_CACHE
+
+DEMO = "gecko-demo"
+DEMO_QUANTIZATION = "q0f32"
+
+
+def cache_folder() -> Path:
+    """Where prepared files are kept: `$GECKO_MLC_HOME`, or the user's cache folder."""
+    if home := os.environ.get("GECKO_MLC_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gecko_mlc"
+
+
+def model_folder(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
+    """The model folder called `name`; the shipped demo's is made when first needed."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / CHAT_CONFIG).is_file():
+            raise GeckoError(
+                f"{path}: not a model folder (no {CHAT_CONFIG}); `gecko-mlc convert_weight` makes one"
+            )
+        return path
+    if name != DEMO:
+        raise GeckoError(f"{name}: no such model folder; {DEMO} is the model that comes along")
+    folder = cache_folder() / "models" / f"{DEMO}-{DEMO_QUANTIZATION}-MLC-{__version__}"
+    if not (folder / TENSOR_CACHE).is_file():
+        say(f"unpacking {DEMO} into {folder}")
+        unpack_demo(folder)
+    return folder
+
+
+def unpack_demo(folder: Path) -> None:
+    """Convert the shipped demo checkpoint into a model folder."""
+    from gecko_mlc.checkpoint import open_checkpoint
+    from gecko_mlc.convert import convert_weights
+    from gecko_mlc.gen_config import generate_config
+    from gecko_mlc.quantization import quantization
+
+    scheme = quantization(DEMO_QUANTIZATION)
+    packed = resources.files("gecko_mlc.demo").joinpath("model.safetensors.xz").read_bytes()
+    with resources.as_file(resources.files("gecko_mlc.demo")) as shipped:
+        config = generate_config(shipped, scheme, folder, "play")
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = Path(temporary) / "model.safetensors"
+        checkpoint.write_bytes(lzma.decompress(packed))
+        convert_weights(config, open_checkpoint(checkpoint), scheme, folder)
+
+
+def model_library(folder: Path, say: Callable[[str], None] = lambda text: None) -> Path:
+    """A library for this machine and the model in `folder`, compiled when first needed.
+
+    The compiler runs in a process of its own: this one needs no more than TVM's runtime.
+    """
+    chat_config = read_chat_config(folder)
+    features = machine.cpu_features()
+    key = {
+        "config": chat_config.config,
+        "quantization": chat_config.quantization,
+        "machine": [machine.architecture(), machine.cpu_name(), sorted(features or ())],
+        "versions": [__version__, ABI_VERSION, version("apache-tvm"), _sources_digest()],
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_folder() / "libs" / f"gecko-{chat_config.quantization}-cpu-{digest}.so"
+    if not path.is_file():
+        say(f"compiling for this machine into {path} (once)")
+        command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", "cpu"]
+        environment = {k: v for k, v in os.environ.items() if k != "TVM_USE_RUNTIME_LIB"}
+        done = subprocess.run(
+            [*command, "-o", str(path)], capture_output=True, text=True, env=environment, check=False
+        )
+        if done.returncode:
+            raise GeckoError(f"compiling failed:\n{done.stderr.strip()}")
+    return path
+
+
+def _sources_digest() -> str:
+    """A digest of the compiling side's sources, so that a changed kernel is never served from the cache."""
+    digest = hashlib.sha256()
+    for package in ("gecko_mlc", "gecko_mlc.tir_kernels", "gecko_mlc.compile"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda f: f.name):
+            if file.name.endswith(".py"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()

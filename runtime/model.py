@@ -1,0 +1,150 @@
+"""A model ready to use: a folder, a library, an engine and a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gecko_mlc.runtime.conversation import turn
+from gecko_mlc.runtime.engine import Engine
+from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.runtime.generation import Generation, GenerationOptions
+from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.model_folder import ChatConfig, read_chat_config
+from gecko_mlc.runtime.parameters import load_parameters
+from gecko_mlc.runtime.sampling import Sampling
+from gecko_mlc.runtime.tokenizer import TOKENIZER, Tokenizer
+
+
+class Model:
+    """A model folder run by a library.
+
+    Raises `GeckoError`, before any kernel runs, when the two do not belong together or a file is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model_lib: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.folder, self.chat_config = folder, read_chat_config(folder)
+        library = Library(model_lib)
+        check_fit(self.chat_config, library)
+        self.engine = Engine(library, load_parameters(folder, library.metadata.parameters, library.device, progress))
+        self.library = library
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, loaded when text is first needed."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self.folder, self.engine.vocab_size)
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder can turn text into ids."""
+        return (self.folder / TOKENIZER).is_file()
+
+    def default_sampling(self) -> Sampling:
+        """The sampling parameters of the model's chat config."""
+        c = self.chat_config
+        return Sampling(
+            temperature=c.temperature,
+            top_p=c.top_p,
+            repetition_penalty=c.repetition_penalty,
+            presence_penalty=c.presence_penalty,
+            frequency_penalty=c.frequency_penalty,
+        )
+
+    def generate(
+        self,
+        prompt: str,
+        options: GenerationOptions | None = None,
+        slot: int = 0,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Generation:
+        """Continue `prompt` from an empty state. Raises `GeckoError` for an empty prompt."""
+        ids = self.encode_prompt(prompt)
+        self.engine.reset(slot)
+        return Generation(
+            self.engine, self.tokenizer, slot, ids, options or self.options(), interrupted
+        )
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Ids of a stream's beginning, the model's first token before them."""
+        ids = self.tokenizer.encode(prompt)
+        if not ids:
+            raise GeckoError("the prompt is empty: expected some text to continue")
+        return [*self._beginning(), *ids]
+
+    def options(self, **changes: Any) -> GenerationOptions:
+        """Generation options as the model's chat config has them, with `changes`."""
+        defaults: dict[str, Any] = {
+            "sampling": self.default_sampling(),
+            "stop_tokens": self.chat_config.stop_tokens(),
+        }
+        return GenerationOptions(**{**defaults, **changes})
+
+    def _beginning(self) -> list[int]:
+        bos = self.chat_config.bos_token_id
+        return [] if bos is None else [bos]
+
+
+class Conversation:
+    """A dialogue on one slot. A turn feeds only its own tokens: the state remembers the rest."""
+
+    def __init__(self, model: Model, slot: int = 0) -> None:
+        self._model, self._slot = model, slot
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._model.engine.reset(self._slot)
+        self._last: Generation | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the state has seen."""
+        return self._model.engine.positions[self._slot]
+
+    def say(
+        self,
+        message: str,
+        options: GenerationOptions,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Generation:
+        """The answer to `message`, to be iterated over. Raises `GeckoError` for an empty message."""
+        if not message.strip():
+            raise GeckoError("the message is empty")
+        model, template = self._model, self._model.chat_config.conv_template
+        first = self._last is None
+        ids: Sequence[int] = model.tokenizer.encode_parts(turn(template, message, first))
+        before = model._beginning() if self._last is None else self._last.unconsumed
+        options = options.model_copy(update={"stop": (*options.stop, *template.stop_str)})
+        self._last = Generation(
+            model.engine, model.tokenizer, self._slot, [*before, *ids], options, interrupted
+        )
+        return self._last
+
+
+def check_fit(chat_config: ChatConfig, library: Library) -> None:
+    """Refuse a library of another model or quantization, naming what differs."""
+    metadata = library.metadata
+    if metadata.quantization != chat_config.quantization:
+        raise GeckoError(
+            f"{library.path}: compiled for {metadata.quantization}, the model folder is"
+            f" {chat_config.quantization}; compile one with --quantization {chat_config.quantization}"
+        )
+    differing = [
+        f"{key} {metadata.config.get(key)!r} instead of {value!r}"
+        for key, value in chat_config.config.items()
+        if metadata.config.get(key) != value
+    ]
+    if differing:
+        raise GeckoError(
+            f"{library.path}: compiled for another model: {', '.join(differing)};"
+            " compile one for this folder"
+        )
