@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from gecko_mlc.abi import StateTensor
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.quantization import Quantization
-
-# Columns of `sampling` and length of `recent`: see tir_kernels.sampling.
-SAMPLING_PARAMETERS = 7
-RECENT_TOKENS = 64
+from gecko_mlc.tir_kernels.sampling import PARAMETERS, RECENT_TOKENS
 
 
 def state_tensors(config: GeckoConfig, quantization: Quantization) -> Iterator[StateTensor]:
@@ -32,7 +29,7 @@ def state_tensors(config: GeckoConfig, quantization: Quantization) -> Iterator[S
     yield tensor("position", 2, dtype="int32")
     yield tensor("token", dtype="int32")
     yield tensor("logits", config.num_outputs)
-    yield tensor("sampling", SAMPLING_PARAMETERS)
+    yield tensor("sampling", len(PARAMETERS))
     yield tensor("random", 3, dtype="int32")
     yield tensor("counts", config.num_outputs, dtype="int32")
     yield tensor("recent", RECENT_TOKENS, dtype="int32")

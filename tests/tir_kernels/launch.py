@@ -7,12 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import tvm
+from tvm.target import codegen
 
 from gecko_mlc.tir_kernels.machine import Machine
 
-NATIVE = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-MACHINES = (Machine(16, 32), Machine(8, 16))
+NATIVE = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
+# The schedules of AVX-512, AVX2 and NEON; the code generator makes any of them run here.
+machines = pytest.mark.parametrize(
+    "machine",
+    [Machine(16, 32), Machine(8, 16), Machine(4, 32)],
+    ids=["avx512", "avx2", "neon"],
+)
 
 
 @functools.cache
@@ -26,3 +33,13 @@ def launch(kernel: tvm.tirx.PrimFunc, *arguments: np.ndarray) -> list[np.ndarray
     tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments]
     _compiled(kernel)(*tensors)
     return [t.numpy() for t in tensors]
+
+
+def floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Normal fp32 numbers."""
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: int) -> np.ndarray:
+    """An int32 vector."""
+    return np.array(values, np.int32)

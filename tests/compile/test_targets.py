@@ -1,0 +1,83 @@
+"""Targets, cross-compilation and linking."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from conftest import small_config
+
+from gecko_mlc.compile import link
+from gecko_mlc.compile.library import compile_library
+from gecko_mlc.compile.target import compile_target
+from gecko_mlc.quantization import quantization
+from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.runtime.library import Library
+from gecko_mlc.tir_kernels.machine import Machine
+
+
+@pytest.mark.parametrize(
+    ("host", "mcpu", "machine", "features"),
+    [
+        ("x86_64-linux-gnu", None, Machine(8, 16), {"avx2", "fma", "f16c"}),
+        ("x86_64-linux-gnu", "skylake-avx512", Machine(16, 32), {"avx512f", "avx512vl"}),
+        ("x86_64-linux-gnu", "x86-64", Machine(4, 16), set()),
+        ("aarch64-linux-gnu", "cortex-a76", Machine(4, 32), {"neon", "dotprod"}),
+    ],
+)
+def test_features_follow_the_cpu(host: str, mcpu: str | None, machine: Machine, features: set[str]) -> None:
+    target = compile_target("cpu", host, mcpu)
+    assert target.machine == machine
+    assert features <= set(target.spec.features)
+    assert ("avx512f" in target.spec.features) == (machine.lanes == 16)
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "mcpu", "message"),
+    [
+        ("abacus", None, None, "unknown device 'abacus'; expected one of auto, cpu"),
+        ("cpu", "m68k-linux-gnu", None, "unknown architecture 'm68k'"),
+        ("cpu", "aarch64-linux-gnu", "znver4", "unknown CPU 'znver4' for aarch64-linux-gnu"),
+    ],
+)
+def test_unknown_targets_are_refused(device: str, host: str | None, mcpu: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compile_target(device, host, mcpu)
+
+
+@pytest.mark.parametrize(("host", "machine"), [("aarch64-linux-gnu", 183), ("x86_64-linux-gnu", 62)])
+def test_cross_compilation(host: str, machine: int, tmp_path: Path) -> None:
+    """A library for another CPU: of its machine code, and refused here before any kernel runs."""
+    pytest.importorskip("ziglang")
+    path = tmp_path / "lib.so"
+    compile_library(small_config(num_layers=1), quantization("q0f16"), compile_target("cpu", host), path)
+    assert struct.unpack_from("<H", path.read_bytes(), 18) == (machine,)
+    assert list(tmp_path.iterdir()) == [path]
+    if machine == 183 and compile_target("cpu").spec.triple.startswith("x86_64"):
+        with pytest.raises(GeckoError, match="compiled for aarch64, this machine is x86_64"):
+            Library(path)
+
+
+def test_nothing_to_link_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(link.shutil, "which", lambda name: None)
+    monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"a C compiler \(gcc or clang\), or Zig \(pip install ziglang\)"):
+        link.linker(compile_target("cpu").spec.triple)
+
+
+def test_a_failed_link_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(RuntimeError, match="could not link"):
+        compile_library(
+            small_config(num_layers=1), quantization("q0f32"), compile_target("cpu"), tmp_path / "lib.so"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_suffix_decides_the_format(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown suffix '\.exe'; expected \.so"):
+        compile_library(
+            small_config(), quantization("q0f32"), compile_target("cpu"), tmp_path / "lib.exe"
+        )
