@@ -2,27 +2,29 @@
 
 Streams of text are read in order with the state carried from step to step, so the model learns with the
 window and the working memory it will run with. The result is a folder with `config.json`,
-`tokenizer.json` and `model.safetensors`.
+`tokenizer.json` and `model.safetensors.xz`, as they are shipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import lzma
 import math
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gecko_mlc.config import GeckoConfig, dump_config, preset
+from gecko_mlc.config import GeckoConfig, preset
 from gecko_mlc.demo.texts import read_documents
 from gecko_mlc.initialize import initial_value
 from gecko_mlc.reference import Gecko
+from gecko_mlc.runtime.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
 STREAMS, CHUNKS_PER_STEP = 8, 4
@@ -60,15 +62,16 @@ def new_model(config: GeckoConfig, seed: int) -> Gecko:
 
 
 def save(model: Gecko, output: Path) -> None:
-    """Write `model.safetensors`: matrices in bf16, everything else in fp32."""
+    """Write `model.safetensors.xz`: matrices in bf16, everything else in fp32."""
     state = model.state_dict()
     tensors = {
         p.name: state[p.name].to(torch.bfloat16 if p.matrix else torch.float32).contiguous()
         for p in model.config.parameters()
     }
-    temporary = output / "model.safetensors.tmp"
-    save_file(tensors, temporary)
-    os.replace(temporary, output / "model.safetensors")
+    # lp=1 tells the two bytes of a bf16 apart: exponents compress, mantissas do not.
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 3, "lp": 1, "pb": 1}]
+    with atomic_write(output / "model.safetensors.xz", "wb") as file:
+        file.write(lzma.compress(serialize(tensors), filters=filters))
 
 
 def main() -> None:
@@ -87,7 +90,8 @@ def main() -> None:
     documents = read_documents(arguments.texts)
     tokenizer = train_tokenizer(documents, config.vocab_size)
     tokenizer.save(str(arguments.output / "tokenizer.json"))
-    (arguments.output / "config.json").write_text(dump_config(config))
+    fields = {**config.model_dump(), "eos_token_id": 0}
+    (arguments.output / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     data = streams(documents, tokenizer, arguments.seed)
     print(f"{data.numel():,} tokens from {sum(map(len, documents)):,} characters", flush=True)
 

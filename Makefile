@@ -1,0 +1,50 @@
+# make demo   install into .venv, compile the shipped model for this machine, let it speak, measure it
+# make test   the same with the test dependencies, then the tests
+# make lint, make types, make wheel, make test-devices: what .ci/run does besides
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A linker is needed to compile; Zig's stands in where there is no C compiler.
+LINKER := $(shell command -v cc >/dev/null 2>&1 || echo "[cross]")
+
+.PHONY: demo test lint types wheel test-devices clean
+
+$(VENV)/demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable ".$(LINKER)"
+	touch $@
+
+$(VENV)/test: $(VENV)/demo
+	$(PIP_INSTALL) --editable ".[test,all]"
+	touch $@
+
+demo: $(VENV)/demo
+	$(BIN)/gecko-mlc generate gecko-demo --prompt "It was a bright morning, and the king" --max-tokens 120
+	$(BIN)/gecko-mlc bench gecko-demo --prompt-tokens 512 --decode-tokens 128 --repetitions 3
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Against the installed wheel, where the four folders have their import names.
+types: $(VENV)/test wheel
+	test -x build/types/bin/python || $(PYTHON) -m venv build/types
+	build/types/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt mypy dist/*.whl
+	build/types/bin/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/*.whl
+	cd build/types && bin/mypy --config-file ../../pyproject.toml -p gecko_mlc
+
+wheel: $(VENV)/test
+	rm -rf dist build/lib
+	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
+
+# Browsers and emulators come with their targets.
+test-devices: $(VENV)/test
+	$(BIN)/python -m pytest tests/devices
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
