@@ -100,8 +100,8 @@ def attention_inputs(
         queries = T.match_buffer(queries_handle, (n, 2, z_dim), "float32")
         weights = T.match_buffer(weights_handle, (n, z_dim), "float32")
         for i in T.parallel(n):
-            rms = T.alloc_buffer((1,), scope="local")
-            pair = T.alloc_buffer((2,), scope="local")
+            rms = T.alloc_buffer((1,))
+            pair = T.alloc_buffer((2,))
             slot: T.let = slot_ids[rows.sequence(i)]
             parity: T.let = position[slot, 0] % 2
             offset: T.let = position[slot, 1] + rows.token(i)

@@ -73,7 +73,7 @@ def prefill(
     def score(scores, part, query, keys, slot, parity, h, count, causal_from, maximum):
         """scores[part, key, row] for `count` keys; rows see keys up to causal_from + row."""
         for tile in T.serial(divide(count, key_tile)):
-            sums = T.alloc_buffer((key_tile, rows), scope="local")
+            sums = T.alloc_buffer((key_tile, rows))
             clear(sums, key_tile, rows)
             for a in T.serial(size):
                 for j in T.unroll(key_tile):
@@ -132,8 +132,8 @@ def prefill(
         for task in T.parallel(divide(n, rows) * heads):
             query = T.alloc_buffer((2, size, rows), "float32")
             scores = T.alloc_buffer((2, padded_chunk, rows), "float32")
-            maximum = T.alloc_buffer((rows,), scope="local")
-            total = T.alloc_buffer((rows,), scope="local")
+            maximum = T.alloc_buffer((rows,))
+            total = T.alloc_buffer((rows,))
             h: T.let = task % heads
             first: T.let = task // heads * rows
             slot: T.let = slot_ids[0]
@@ -155,7 +155,7 @@ def prefill(
             for block in T.serial(value_size // columns):
                 for group in T.serial(rows // row_tile):
                     if first + group * row_tile < n:
-                        sums = T.alloc_buffer((row_tile, columns), scope="local")
+                        sums = T.alloc_buffer((row_tile, columns))
                         clear(sums, row_tile, columns)
                         weigh(
                             sums,
@@ -219,8 +219,8 @@ def decode(
 
     @T.inline
     def score(scores, first, rows, queries, keys, i, part, slot, parity, start, h):
-        sums = T.alloc_buffer((rows, key_width), scope="local")
-        total = T.alloc_buffer((rows,), scope="local")
+        sums = T.alloc_buffer((rows, key_width))
+        total = T.alloc_buffer((rows,))
         clear(sums, rows, key_width)
         for a in T.serial(size // key_width):
             for j in T.unroll(rows):
@@ -260,8 +260,8 @@ def decode(
         for task in T.parallel(b * heads * tiles):
             scores = T.alloc_buffer((DECODE_KEYS,), "float32")
             sums = T.alloc_buffer((value_size,), "float32")
-            maximum = T.alloc_buffer((1,), scope="local")
-            total = T.alloc_buffer((1,), scope="local")
+            maximum = T.alloc_buffer((1,))
+            total = T.alloc_buffer((1,))
             i: T.let = task // (heads * tiles)
             h: T.let = task // tiles % heads
             tile: T.let = task % tiles
@@ -319,9 +319,9 @@ def combine(value_dim: int, heads: int, chunk_size: int, machine: Machine) -> ti
         statistics = T.match_buffer(statistics_handle, (b, heads, tiles, 2), "float32")
         y = T.match_buffer(y_handle, (b, value_dim), "float32")
         for i, h in T.grid(b, heads):
-            maximum = T.alloc_buffer((1,), scope="local")
-            total = T.alloc_buffer((1,), scope="local")
-            factor = T.alloc_buffer((1,), scope="local")
+            maximum = T.alloc_buffer((1,))
+            total = T.alloc_buffer((1,))
+            factor = T.alloc_buffer((1,))
             maximum[0] = T.float32(MASKED)
             for tile in T.serial(tiles):
                 maximum[0] = T.max(maximum[0], statistics[i, h, tile, 0])

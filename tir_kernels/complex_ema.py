@@ -48,10 +48,10 @@ def complex_ema(rows: Rows, dim: int, components: int, slots: int, machine: Mach
         slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
         y = T.match_buffer(y_handle, (n, dim), "float32")
         for tile in T.parallel(rows.sequences(n) * (dim // width)):
-            re = T.alloc_buffer((components, width), scope="local")
-            im = T.alloc_buffer((components, width), scope="local")
-            total = T.alloc_buffer((width,), scope="local")
-            entering = T.alloc_buffer((2, width), scope="local")
+            re = T.alloc_buffer((components, width))
+            im = T.alloc_buffer((components, width))
+            total = T.alloc_buffer((width,))
+            entering = T.alloc_buffer((2, width))
             s: T.let = tile // (dim // width)
             d: T.let = tile % (dim // width) * width
             slot: T.let = slot_ids[s]

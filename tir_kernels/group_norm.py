@@ -48,9 +48,9 @@ def _group_norm(
     def normalize(x, y, n, gain, shift):
         for i in T.parallel(n):
             for g in T.serial(groups):
-                lanes = T.alloc_buffer((1, width), scope="local")
-                mean = T.alloc_buffer((1,), scope="local")
-                scale = T.alloc_buffer((1,), scope="local")
+                lanes = T.alloc_buffer((1, width))
+                mean = T.alloc_buffer((1,))
+                scale = T.alloc_buffer((1,))
                 mean[0] = T.float32(0)
                 if centred:
                     clear(lanes, 1, width)

@@ -96,6 +96,9 @@ def linear(
     tile, lanes = machine.tile_rows, machine.lanes
     columns = 2 * lanes
     width = machine.width(in_features)
+    # Vectors of a weight's row, and independent sums that hide the latency of adding them up.
+    steps = in_features // width
+    chains = min(steps, 4)
 
     def load(weight: Expr, j: Expr, k: Expr) -> Expr:
         return weight[j, k] if dtype == "float32" else T.Cast("float32", weight[j, k])
@@ -104,34 +107,76 @@ def linear(
         return silu(value) if activation == "silu" else value
 
     @T.inline
-    def dot_rows(x, weight, n, first, rows, finish, y):
-        """Outputs first … first + rows of all n rows of x."""
-        for i in T.serial(n):
-            sums = T.alloc_buffer((rows, width), scope="local")
-            total = T.alloc_buffer((rows,), scope="local")
-            clear(sums, rows, width)
-            for k in T.serial(in_features // width):
-                for r in T.unroll(rows):
+    def dot(x, weight, depth, i, first, rows, finish, y):
+        """Outputs first … first + rows of row i; the weights' rows one after the other, so that memory is
+        read in order."""
+        sums = T.alloc_buffer((rows, width))
+        total = T.alloc_buffer((rows,))
+        for r in T.unroll(rows):
+            partial = T.alloc_buffer((chains, width))
+            clear(partial, chains, width)
+            # LLVM does not know `depth`. If it did it would unroll the loop and reorder the reads over whole
+            # rows, and the memory would deliver half as fast.
+            for k in T.serial(depth // (chains * width)):
+                for c in T.unroll(chains):
                     for lane in T.vectorized(width):
-                        sums[r, lane] = (
-                            sums[r, lane] + load(weight, first + r, k * width + lane) * x[i, k * width + lane]
+                        partial[c, lane] = (
+                            partial[c, lane]
+                            + load(weight, first + r, (k * chains + c) * width + lane)
+                            * x[i, (k * chains + c) * width + lane]
                         )
-            sum_lanes(total, sums, rows, width)
-            for r in T.unroll(rows):
-                y[i, first + r] = finish(total[r], i, first + r)
+            for c in T.unroll(steps % chains):
+                for lane in T.vectorized(width):
+                    partial[c, lane] = (
+                        partial[c, lane]
+                        + load(weight, first + r, (steps // chains * chains + c) * width + lane)
+                        * x[i, (steps // chains * chains + c) * width + lane]
+                    )
+            for lane in T.vectorized(width):
+                sums[r, lane] = partial[0, lane]
+            for c in T.unroll(chains - 1):
+                for lane in T.vectorized(width):
+                    sums[r, lane] = sums[r, lane] + partial[c + 1, lane]
+        sum_lanes(total, sums, rows, width)
+        for r in T.unroll(rows):
+            y[i, first + r] = finish(total[r], i, first + r)
 
     @T.inline
-    def few_rows(x, weight, n, finish, y):
+    def few_rows(x, weight, n, depth, finish, y):
+        """Tiles of the weight's rows, each against all rows of x while it is in the cache."""
         for block in T.parallel(out_features // DOT_ROWS):
-            dot_rows(x, weight, n, block * DOT_ROWS, DOT_ROWS, finish, y)
+            for i in T.serial(n):
+                dot(x, weight, depth, i, block * DOT_ROWS, DOT_ROWS, finish, y)
         if out_features % DOT_ROWS > 0:
-            dot_rows(x, weight, n, out_features // DOT_ROWS * DOT_ROWS, out_features % DOT_ROWS, finish, y)
+            for i in T.serial(n):
+                dot(
+                    x,
+                    weight,
+                    depth,
+                    i,
+                    out_features // DOT_ROWS * DOT_ROWS,
+                    out_features % DOT_ROWS,
+                    finish,
+                    y,
+                )
+
+    @T.inline
+    def store(y, row, column, sums, i, finish):
+        """A vector of outputs; the last block's may be cut short."""
+        if out_features % columns > 0:
+            for j in T.serial(T.max(T.min(lanes, out_features - column), 0)):
+                y[row, column + j] = finish(sums[i, j], row, column + j)
+        else:
+            for j in T.vectorized(lanes):
+                y[row, column + j] = finish(sums[i, j], row, column + j)
 
     @T.inline
     def many_rows(packed, weight, n, finish, y):
         for block in T.parallel(divide(out_features, columns)):
             panel = T.alloc_buffer((in_features, columns), "float32")
-            sums = T.alloc_buffer((tile, columns), scope="local")
+            # Small enough each to become registers.
+            left = T.alloc_buffer((tile, lanes))
+            right = T.alloc_buffer((tile, lanes))
             for j in T.serial(columns):
                 for k in T.serial(in_features):
                     if out_features % columns > 0:
@@ -139,31 +184,23 @@ def linear(
                     else:
                         panel[k, j] = load(weight, block * columns + j, k)
             for rows in T.serial(divide(n, tile)):
-                clear(sums, tile, columns)
+                clear(left, tile, lanes)
+                clear(right, tile, lanes)
                 for k in T.serial(in_features):
                     for i in T.unroll(tile):
-                        for v in T.unroll(2):
-                            for lane in T.vectorized(lanes):
-                                sums[i, v * lanes + lane] = (
-                                    sums[i, v * lanes + lane]
-                                    + packed[rows, k, i] * panel[k, v * lanes + lane]
-                                )
-                for i in T.serial(T.min(tile, n - rows * tile)):
-                    if out_features % columns > 0:
-                        for j in T.serial(T.min(columns, out_features - block * columns)):
-                            y[rows * tile + i, block * columns + j] = finish(
-                                sums[i, j], rows * tile + i, block * columns + j
-                            )
-                    else:
-                        for j in T.vectorized(columns):
-                            y[rows * tile + i, block * columns + j] = finish(
-                                sums[i, j], rows * tile + i, block * columns + j
-                            )
+                        for lane in T.vectorized(lanes):
+                            left[i, lane] = left[i, lane] + packed[rows, k, i] * panel[k, lane]
+                        for lane in T.vectorized(lanes):
+                            right[i, lane] = right[i, lane] + packed[rows, k, i] * panel[k, lanes + lane]
+                for i in T.unroll(tile):
+                    if rows * tile + i < n:
+                        store(y, rows * tile + i, block * columns, left, i, finish)
+                        store(y, rows * tile + i, block * columns + lanes, right, i, finish)
 
     @T.inline
-    def product(x, packed, weight, n, finish, y):
+    def product(x, packed, weight, n, depth, finish, y):
         if n <= FEW_ROWS:
-            few_rows(x, weight, n, finish, y)
+            few_rows(x, weight, n, depth, finish, y)
         else:
             many_rows(packed, weight, n, finish, y)
 
@@ -178,11 +215,11 @@ def linear(
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            n, depth = T.int32(), T.int32()
+            x = T.match_buffer(x_handle, (n, depth), "float32")
             packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
             y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, lambda value, i, j: activate(value), y)
+            product(x, packed, weight, n, depth, lambda value, i, j: activate(value), y)
 
     elif epilogue == "bias":
 
@@ -195,11 +232,11 @@ def linear(
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            n, depth = T.int32(), T.int32()
+            x = T.match_buffer(x_handle, (n, depth), "float32")
             packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
             y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, lambda value, i, j: activate(value + bias[j]), y)
+            product(x, packed, weight, n, depth, lambda value, i, j: activate(value + bias[j]), y)
 
     elif epilogue == "gate":
 
@@ -212,12 +249,12 @@ def linear(
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            n, depth = T.int32(), T.int32()
+            x = T.match_buffer(x_handle, (n, depth), "float32")
             packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
             gate = T.match_buffer(gate_handle, (n, out_features), "float32")
             y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, lambda value, i, j: activate(value) * gate[i, j], y)
+            product(x, packed, weight, n, depth, lambda value, i, j: activate(value) * gate[i, j], y)
 
     elif epilogue == "residual":
 
@@ -230,12 +267,12 @@ def linear(
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            n, depth = T.int32(), T.int32()
+            x = T.match_buffer(x_handle, (n, depth), "float32")
             packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
             addend = T.match_buffer(addend_handle, (n, out_features), "float32")
             y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j], y)
+            product(x, packed, weight, n, depth, lambda value, i, j: activate(value) + addend[i, j], y)
 
     elif epilogue == "residual2":
 
@@ -249,14 +286,20 @@ def linear(
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            n, depth = T.int32(), T.int32()
+            x = T.match_buffer(x_handle, (n, depth), "float32")
             packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
             addend = T.match_buffer(addend_handle, (n, out_features), "float32")
             second = T.match_buffer(second_handle, (n, out_features), "float32")
             y = T.match_buffer(y_handle, (n, out_features), "float32")
             product(
-                x, packed, weight, n, lambda value, i, j: activate(value) + addend[i, j] + second[i, j], y
+                x,
+                packed,
+                weight,
+                n,
+                depth,
+                lambda value, i, j: activate(value) + addend[i, j] + second[i, j],
+                y,
             )
 
     elif epilogue == "scale_residual":
@@ -271,12 +314,14 @@ def linear(
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, in_features), "float32")
+            n, depth = T.int32(), T.int32()
+            x = T.match_buffer(x_handle, (n, depth), "float32")
             packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
             addend = T.match_buffer(addend_handle, (n, out_features), "float32")
             y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, lambda value, i, j: activate(value) * scale[j] + addend[i, j], y)
+            product(
+                x, packed, weight, n, depth, lambda value, i, j: activate(value) * scale[j] + addend[i, j], y
+            )
 
     else:
         raise ValueError(f"unknown epilogue {epilogue!r}")

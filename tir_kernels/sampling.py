@@ -80,7 +80,7 @@ def _threefry_group(x, keys, group):
 @T.inline
 def _threefry(x, random, slot):
     """x[0] = threefry(random[slot, 0:2], random[slot, 2])"""
-    keys = T.alloc_buffer((3,), "uint32", scope="local")
+    keys = T.alloc_buffer((3,), "uint32")
     keys[0] = T.reinterpret("uint32", random[slot, 0])
     keys[1] = T.reinterpret("uint32", random[slot, 1])
     keys[2] = keys[0] ^ keys[1] ^ T.uint32(_PARITY)
@@ -137,7 +137,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
     @T.inline
     def sum_where(total, width, count, term):
         """total[0] = Σ term(o)"""
-        lanes = T.alloc_buffer((1, width), scope="local")
+        lanes = T.alloc_buffer((1, width))
         clear(lanes, 1, width)
         for o in T.serial(count // width):
             for lane in T.vectorized(width):
@@ -162,13 +162,13 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
         scores = T.match_buffer(scores_handle, (b, outputs), "float32")
         weights = T.match_buffer(weights_handle, (b, outputs), "float32")
         for i in T.serial(b):
-            maximum = T.alloc_buffer((1,), scope="local")
-            total = T.alloc_buffer((1,), scope="local")
-            reached = T.alloc_buffer((1,), scope="local")
-            threshold = T.alloc_buffer((1,), "uint32", scope="local")
-            chosen = T.alloc_buffer((1,), "int32", scope="local")
-            trial = T.alloc_buffer((1,), "uint32", scope="local")
-            words = T.alloc_buffer((2,), "uint32", scope="local")
+            maximum = T.alloc_buffer((1,))
+            total = T.alloc_buffer((1,))
+            reached = T.alloc_buffer((1,))
+            threshold = T.alloc_buffer((1,), "uint32")
+            chosen = T.alloc_buffer((1,), "int32")
+            trial = T.alloc_buffer((1,), "uint32")
+            words = T.alloc_buffer((2,), "uint32")
             slot: T.let = slot_ids[i]
             # 1. Penalties and temperature; the largest score.
             for o in T.serial(candidates):
@@ -286,11 +286,11 @@ def score(outputs: int, machine: Machine) -> tirx.PrimFunc:
         log_probabilities = T.match_buffer(log_probabilities_handle, (n,), "float32")
         entropies = T.match_buffer(entropies_handle, (n,), "float32")
         for i in T.parallel(n):
-            maximum = T.alloc_buffer((1,), scope="local")
-            total = T.alloc_buffer((1,), scope="local")
-            mean = T.alloc_buffer((1,), scope="local")
-            totals = T.alloc_buffer((1, width), scope="local")
-            means = T.alloc_buffer((1, width), scope="local")
+            maximum = T.alloc_buffer((1,))
+            total = T.alloc_buffer((1,))
+            mean = T.alloc_buffer((1,))
+            totals = T.alloc_buffer((1, width))
+            means = T.alloc_buffer((1, width))
             maximum[0] = T.float32(MASKED)
             for o in T.serial(outputs):
                 maximum[0] = T.max(maximum[0], logits[i, o])

@@ -75,9 +75,9 @@ def timestep_norm(
         # 1. The moments of every token and group, kept in the first two features of the group in y.
         for i in T.parallel(n):
             for g in T.serial(groups):
-                sums = T.alloc_buffer((1, width), scope="local")
-                total = T.alloc_buffer((1,), scope="local")
-                mu = T.alloc_buffer((1,), scope="local")
+                sums = T.alloc_buffer((1, width))
+                total = T.alloc_buffer((1,))
+                mu = T.alloc_buffer((1,))
                 clear(sums, 1, width)
                 for k in T.serial(size // width):
                     for lane in T.vectorized(width):
@@ -96,7 +96,7 @@ def timestep_norm(
         # 2. Their decayed averages, token after token.
         for s in T.serial(rows.sequences(n)):
             for t in T.serial(rows.length(n)):
-                weights = T.alloc_buffer((2,), scope="local")
+                weights = T.alloc_buffer((2,))
                 count = T.Cast("float32", position[slot_ids[s], 0]) * T.float32(chunk_size) + T.Cast(
                     "float32", position[slot_ids[s], 1] + t + 1
                 )
@@ -114,7 +114,7 @@ def timestep_norm(
         # 3. The norm itself.
         for i in T.parallel(n):
             for g in T.serial(groups):
-                moments = T.alloc_buffer((2,), scope="local")
+                moments = T.alloc_buffer((2,))
                 moments[0] = y[i, g * size]
                 moments[1] = T.float32(1) / T.sqrt(y[i, g * size + 1] + T.float32(eps))
                 for k in T.serial(size // width):

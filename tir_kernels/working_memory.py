@@ -64,7 +64,7 @@ def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine
         slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
         y = T.match_buffer(y_handle, (n, value_dim), "float32")
         for task in T.parallel(divide(n, tile) * heads * (value_size // columns)):
-            sums = T.alloc_buffer((tile, columns), scope="local")
+            sums = T.alloc_buffer((tile, columns))
             first: T.let = task // (heads * (value_size // columns)) * tile
             h: T.let = task // (value_size // columns) % heads
             column: T.let = task % (value_size // columns) * columns
@@ -122,7 +122,7 @@ def write_weights(z_dim: int, heads: int, slots: int, chunk_size: int, cache_dty
         for task in T.parallel(b * heads):
             maximum = T.alloc_buffer((size,), "float32")
             total = T.alloc_buffer((size,), "float32")
-            row = T.alloc_buffer((2,), scope="local")
+            row = T.alloc_buffer((2,))
             i: T.let = task // heads
             h: T.let = task % heads
             slot: T.let = slot_ids[i]
@@ -213,7 +213,7 @@ def write(
                 parity: T.let = (position[slot, 0] + 1) % 2
                 # 1. What the memory does not predict yet: e = v − κᵀ M.
                 for block in T.serial(chunk_size // position_tile):
-                    sums = T.alloc_buffer((position_tile, columns), scope="local")
+                    sums = T.alloc_buffer((position_tile, columns))
                     clear(sums, position_tile, columns)
                     for a in T.serial(size):
                         for j in T.unroll(position_tile):
@@ -238,7 +238,7 @@ def write(
                             )
                 # 2. M ← (1 − ρ) M + ρ U with U = sharesᵀ e.
                 for block in T.serial(size // feature_tile):
-                    update = T.alloc_buffer((feature_tile, columns), scope="local")
+                    update = T.alloc_buffer((feature_tile, columns))
                     clear(update, feature_tile, columns)
                     for j in T.serial(chunk_size):
                         for a in T.unroll(feature_tile):
