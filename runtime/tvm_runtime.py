@@ -8,9 +8,16 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from gecko_mlc.runtime import machine
+
 
 def load() -> ModuleType:
-    """The module `tvm`, without its compiler unless something imported that before."""
+    """The module `tvm`, without its compiler unless something imported that before.
+
+    Kernels run on all usable cores, unless `TVM_NUM_THREADS` says otherwise.
+    """
+    # TVM's own default is half of the processors, on x86, whether they are threads or cores.
+    os.environ.setdefault("TVM_NUM_THREADS", str(machine.usable_cores()))
     if "tvm" in sys.modules:
         return sys.modules["tvm"]
     variable = "TVM_USE_RUNTIME_LIB"
