@@ -85,6 +85,14 @@ def measure_ceilings(repetitions: int = 3) -> Ceilings:
     )
 
 
+def best_of(*measured: Ceilings) -> Ceilings:
+    """The best of several measurements: a machine shared with others has slow moments."""
+    return Ceilings(
+        read_gb_per_second=max(c.read_gb_per_second for c in measured),
+        matmul_gflop_per_second=max(c.matmul_gflop_per_second for c in measured),
+    )
+
+
 def decode_bytes(metadata: Metadata, position: int) -> int:
     """Bytes one decoded token at `position` has to move: weights and window once, states in and out."""
     c = metadata.config
@@ -136,7 +144,7 @@ def run(
     """
     metadata = engine.metadata
     progress("the machine's limits")
-    ceilings = measure_ceilings()
+    before = measure_ceilings()
     rng = np.random.default_rng(0)
     stream = rng.integers(0, engine.vocab_size, max(depths) + prompt_tokens + decode_tokens + 1).tolist()
     seconds: dict[tuple[str, int], list[float]] = {}
@@ -154,6 +162,8 @@ def run(
                 resident[test, depth] = machine.resident_bytes()
                 if repetition:
                     seconds.setdefault((test, depth), []).append(spent)
+    progress("the machine's limits again")
+    ceilings = best_of(before, measure_ceilings())
     measurements = []
     for (test, depth), times in seconds.items():
         count = prompt_tokens if test == "prefill" else decode_tokens
