@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gecko_mlc.runtime import bench, machine
 from pytorch_step import Step
 
 from gecko_mlc.api import load_model
@@ -27,7 +28,6 @@ from gecko_mlc.gen_config import generate_config
 from gecko_mlc.quantization import quantization
 from gecko_mlc.random_checkpoint import write_random_checkpoint
 from gecko_mlc.reference import Gecko
-from gecko_mlc.runtime import bench, machine
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -63,82 +63,88 @@ def main() -> None:
     stream = np.random.default_rng(0).integers(0, config.vocab_size, max(depth, a.prompt_tokens)).tolist()
     tokens = torch.tensor([stream[: a.prompt_tokens]])
 
-    def decode() -> None:
-        for _ in range(a.decode_tokens):
-            engine.decode([0])
-
-    def prefill() -> None:
+    def prefill() -> float:
         engine.reset(0)
-        engine.extend(0, stream[: a.prompt_tokens])
+        return bench.time_test(engine, "prefill", stream[: a.prompt_tokens])
 
-    ceilings = bench.measure_ceilings()
-    times: dict[str, list[float]] = {}
-    logits = None
-    for _ in range(a.repetitions + 1):
+    def decode() -> float:
         engine.reset(0)
         engine.extend(0, stream[:depth])
-        engine.set_token(0, 1)
-        times.setdefault("decode", []).append(seconds(decode))
-        times.setdefault("prefill", []).append(seconds(prefill))
-        step = Step(peer, depth)
-        times.setdefault("PyTorch decode", []).append(
-            seconds(lambda step=step: [step(1) for _ in range(a.decode_tokens)])
-        )
-        with torch.no_grad():
-            times.setdefault("PyTorch prefill", []).append(seconds(lambda: peer(tokens)))
-    with torch.no_grad():
-        logits = peer(tokens)[0][0, -1].numpy()
-    difference = float(np.abs(engine.logits(0) - logits).max() / np.abs(logits).max())
-    ceilings = bench.best_of(ceilings, bench.measure_ceilings())
-    moved = sum(bench.decode_bytes(engine.metadata, depth + i) for i in range(a.decode_tokens))
-    flop = bench.prefill_flop(engine.metadata, 0, a.prompt_tokens)
+        return bench.time_test(engine, "decode", range(a.decode_tokens))
 
-    # The first run of each warms up.
-    mean = {name: statistics.fmean(values[1:]) for name, values in times.items()}
+    def peer_prefill() -> float:
+        with torch.no_grad():
+            return seconds(lambda: peer(tokens))
+
+    def peer_decode() -> float:
+        step = Step(peer, depth)
+        return seconds(lambda: [step(1) for _ in range(a.decode_tokens)])
+
+    tests = {
+        ("gecko-mlc", "decode"): decode,
+        ("PyTorch", "decode"): peer_decode,
+        ("gecko-mlc", "prefill"): prefill,
+        ("PyTorch", "prefill"): peer_prefill,
+    }
+    limits = bench.Machine()
+    runs: dict[tuple[str, str], list[bench.Run]] = {key: [] for key in tests}
+    for repetition in range(a.repetitions + 1):
+        for key, test in tests.items():
+            ceilings = limits.measure()
+            run = bench.Run(test(), ceilings)
+            # The first one warms up.
+            if repetition:
+                runs[key].append(run)
+    prefill()
+    with torch.no_grad():
+        expected = peer(tokens)[0][0, -1].numpy()
+    difference = float(np.abs(engine.logits(0) - expected).max() / np.abs(expected).max())
+    ceilings = bench.median([run.ceilings for several in runs.values() for run in several])
+    measurements = {
+        (who, test): bench.summarize(
+            engine.metadata,
+            test,
+            a.decode_tokens if test == "decode" else a.prompt_tokens,
+            depth if test == "decode" else 0,
+            several,
+        )
+        for (who, test), several in runs.items()
+    }
     lines = [
         f"# {a.preset} {a.quantization} on {machine.cpu_name()}, {machine.usable_cores()} cores",
         "",
-        f"Measured in the same run: memory reads {ceilings.read_gb_per_second:.1f} GB/s, an fp32 product of"
-        f" 1024³ {ceilings.matmul_gflop_per_second:.0f} GFLOP/s. {a.repetitions} repetitions, mean."
-        f" Last logits differ from PyTorch's by {difference:.1e} of the largest.",
+        f"Limits measured before every run, median: memory reads {ceilings.read_gb_per_second:.1f} GB/s, an"
+        f" fp32 product of 1024³ {ceilings.matmul_gflop_per_second:.0f} GFLOP/s. {a.repetitions} repetitions,"
+        f" mean. Last logits differ from PyTorch's by {difference:.1e} of the largest.",
         "",
-        "| | tokens/s | ± | GB/s | GFLOP/s | % of machine |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| | tokens | at | tokens/s | ± | GB/s | GFLOP/s | % of machine |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    results = {}
-    for name in ("decode", "PyTorch decode", "prefill", "PyTorch prefill"):
-        count = a.decode_tokens if "decode" in name else a.prompt_tokens
-        speeds = [count / t for t in times[name][1:]]
-        if "decode" in name:
-            rate, limit = moved / mean[name] / 1e9, ceilings.read_gb_per_second
-            cells = f"{rate:.1f} | "
-        else:
-            rate, limit = flop / mean[name] / 1e9, ceilings.matmul_gflop_per_second
-            cells = f" | {rate:.0f}"
-        results[name] = {
-            "tokens": count,
-            "tokens_per_second": statistics.fmean(speeds),
-            "deviation": statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
-            "percent_of_ceiling": 100 * rate / limit,
-        }
-        what = f"{name} {count} tokens" + (f" at {depth}" if "decode" in name else "")
+    for (who, test), m in measurements.items():
+        rates = [f"{r:.1f}" if r else "" for r in (m.gb_per_second, m.gflop_per_second)]
         lines.append(
-            f"| {what} | {statistics.fmean(speeds):.1f} | {results[name]['deviation']:.1f} | {cells}"
-            f" | {100 * rate / limit:.0f} |"
+            f"| {who} {test} | {m.tokens} | {m.depth} | {m.tokens_per_second:.1f} | {m.deviation:.1f}"
+            f" | {rates[0]} | {rates[1]} | {m.percent_of_ceiling:.0f} |"
         )
-    ratios = {test: mean[f"PyTorch {test}"] / mean[test] for test in ("decode", "prefill")}
+    ratios = {
+        test: statistics.fmean(
+            theirs.seconds / ours.seconds
+            for ours, theirs in zip(runs["gecko-mlc", test], runs["PyTorch", test], strict=True)
+        )
+        for test in ("decode", "prefill")
+    }
     lines += ["", f"Ours over PyTorch's: decode {ratios['decode']:.2f}, prefill {ratios['prefill']:.2f}.", ""]
     text = "\n".join(lines)
     print(text)
     name = f"cpu-{a.preset}-{a.quantization}"
     (a.output / f"{name}.md").write_text(text)
     report = {
-        "schema_version": 1,
+        "schema_version": bench.SCHEMA_VERSION,
         "cpu": machine.cpu_name(),
         "cores": machine.usable_cores(),
         "ceilings": ceilings.model_dump(),
         "relative_difference": difference,
-        "results": results,
+        "measurements": {" ".join(key): m.model_dump() for key, m in measurements.items()},
         "ratios": ratios,
     }
     (a.output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -7,13 +7,13 @@ import tempfile
 from pathlib import Path
 
 import tvm
-from tvm import relax
-
-from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata, TensorSpec
 from gecko_mlc.compile.link import linker
 from gecko_mlc.compile.lint import check_state_use
 from gecko_mlc.compile.pipeline import export, finish, lower
 from gecko_mlc.compile.target import CompileTarget
+from tvm import relax
+
+from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata, TensorSpec
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.model import Build
 from gecko_mlc.quantization import Quantization
@@ -57,8 +57,7 @@ def compile_library(
         max_batch_size=max_batch_size,
         prefill_chunk_size=prefill_chunk_size,
         parameters=tuple(
-            TensorSpec(name=name, shape=tuple(int(e) for e in p.shape), dtype=p.dtype)
-            for name, p in parameters
+            TensorSpec(name=name, shape=tuple(int(e) for e in p.shape), dtype=p.dtype) for name, p in parameters
         ),
         state=tuple(state_tensors(config, quantization)),
         workspace_bytes={name: workspace_bytes(lowered[name]) for name in FUNCTIONS},

@@ -32,9 +32,7 @@ def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, list[tu
             param_mode="plain" if name in PARAMETRIC_FUNCTIONS else "none",
             effect_mode="none",
         )
-    module, parameters = model.export_tvm(
-        nn_spec.ModuleSpec(model, list(methods), list(methods.values()))
-    )
+    module, parameters = model.export_tvm(nn_spec.ModuleSpec(model, list(methods), list(methods.values())))
     bounds = {"n": prefill_chunk_size, "b": build.slots}
     for variable, function in module.functions_items():
         if isinstance(function, relax.Function):

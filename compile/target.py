@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tvm
+from gecko_mlc.tir_kernels.machine import Machine
 from tvm.target import codegen
 
 from gecko_mlc.abi import TargetSpec
-from gecko_mlc.tir_kernels.machine import Machine
 
 DEVICES = ("auto", "cpu")
 

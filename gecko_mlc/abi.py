@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 ABI_VERSION = 1
 
 
-
 class Input(NamedTuple):
     """An argument before the state: extents are numbers or the symbols n, b and `outputs`.
 

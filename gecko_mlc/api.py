@@ -1,10 +1,10 @@
 """The Python interface: what the command line is made of.
 
-    from gecko_mlc.api import load_model
+from gecko_mlc.api import load_model
 
-    model = load_model("gecko-demo")
-    for text in model.generate("It is a truth universally acknowledged"):
-        print(text, end="", flush=True)
+model = load_model("gecko-demo")
+for text in model.generate("It is a truth universally acknowledged"):
+    print(text, end="", flush=True)
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ def open_checkpoint(source: Path) -> Checkpoint:
         return _Safetensors([source])
     if source.suffix in _TORCH_SUFFIXES:
         return _TorchCheckpoint(source)
-    raise GeckoError(
-        f"{source}: unknown kind of checkpoint; expected .safetensors or {', '.join(_TORCH_SUFFIXES)}"
-    )
+    raise GeckoError(f"{source}: unknown kind of checkpoint; expected .safetensors or {', '.join(_TORCH_SUFFIXES)}")
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -123,8 +121,7 @@ def _read_header(file: Path) -> Iterator[tuple[str, _Location]]:
             (length,) = struct.unpack("<Q", prefix)
             if length > min(size - 8, MAX_JSON_BYTES):
                 raise GeckoError(
-                    f"{file}: not a safetensors file, or cut short: a header of {length:,} bytes"
-                    f" in a file of {size:,}"
+                    f"{file}: not a safetensors file, or cut short: a header of {length:,} bytes in a file of {size:,}"
                 )
             header = json.loads(stream.read(length))
     except OSError as error:
@@ -142,8 +139,7 @@ def _read_header(file: Path) -> Iterator[tuple[str, _Location]]:
             shape = tuple(int(extent) for extent in entry["shape"])
             if entry["dtype"] not in _SAFETENSORS_DTYPES:
                 raise GeckoError(
-                    f"{file}: {name} is {entry['dtype']}; expected one of"
-                    f" {', '.join(_SAFETENSORS_DTYPES)}"
+                    f"{file}: {name} is {entry['dtype']}; expected one of {', '.join(_SAFETENSORS_DTYPES)}"
                 )
             dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
             if start != end or min(shape, default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
@@ -156,9 +152,7 @@ def _read_header(file: Path) -> Iterator[tuple[str, _Location]]:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise GeckoError(f"{file}: its header does not describe tensors") from None
     if 8 + length + end != size:
-        raise GeckoError(
-            f"{file}: {size:,} bytes, expected {8 + length + end:,}; the file is damaged or incomplete"
-        )
+        raise GeckoError(f"{file}: {size:,} bytes, expected {8 + length + end:,}; the file is damaged or incomplete")
 
 
 class _TorchCheckpoint(Checkpoint):
@@ -167,8 +161,7 @@ class _TorchCheckpoint(Checkpoint):
             import torch
         except ImportError:
             raise GeckoError(
-                f"{file}: reading it needs PyTorch (pip install 'gecko-mlc[torch]'),"
-                " or save it as .safetensors"
+                f"{file}: reading it needs PyTorch (pip install 'gecko-mlc[torch]'), or save it as .safetensors"
             ) from None
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -178,9 +171,7 @@ class _TorchCheckpoint(Checkpoint):
                 f"{file}: not a state_dict of plain tensors, and nothing else is loaded"
                 f" (pickles can run code): {reason}"
             ) from None
-        if not isinstance(loaded, dict) or not all(
-            isinstance(value, torch.Tensor) for value in loaded.values()
-        ):
+        if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
             raise GeckoError(f"{file}: expected a dict of tensors (a state_dict)")
         self._tensors = loaded
         super().__init__({name: tuple(value.shape) for name, value in loaded.items()})

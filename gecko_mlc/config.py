@@ -90,9 +90,7 @@ class GeckoConfig(BaseModel):
     def _check_constraints(self) -> GeckoConfig:
         for field in ("z_dim", "value_dim"):
             if getattr(self, field) % self.num_heads:
-                raise ValueError(
-                    f"{field}={getattr(self, field)} must be a multiple of num_heads={self.num_heads}"
-                )
+                raise ValueError(f"{field}={getattr(self, field)} must be a multiple of num_heads={self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(
                 f"z_dim/num_heads = {self.z_dim}/{self.num_heads} = {self.head_dim} must be even:"
@@ -104,13 +102,9 @@ class GeckoConfig(BaseModel):
                 " and be smaller than it"
             )
         if self.model_dim % self.layernorm_num_groups:
-            raise ValueError(
-                f"layernorm_num_groups={self.layernorm_num_groups} must divide model_dim={self.model_dim}"
-            )
+            raise ValueError(f"layernorm_num_groups={self.layernorm_num_groups} must divide model_dim={self.model_dim}")
         if self.num_rope_heads is not None and self.num_rope_heads > self.num_heads:
-            raise ValueError(
-                f"num_rope_heads={self.num_rope_heads} must be at most num_heads={self.num_heads}"
-            )
+            raise ValueError(f"num_rope_heads={self.num_rope_heads} must be at most num_heads={self.num_heads}")
         if self.output_size == 0:
             raise ValueError("output_size=0: expected -1 (the vocabulary) or a positive number")
         if self.share_emb and self.output_size not in (-1, self.vocab_size):

@@ -49,9 +49,9 @@ def convert_weights(
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".convert-") as folder:
         writer = ShardWriter(Path(folder))
-        total = sum(
-            int(np.prod(p.shape)) * _dtype(p, quantization).itemsize for p in config.parameters()
-        ) + sum(4 * int(np.prod(shape)) for _, shape in derived_shapes(config))
+        total = sum(int(np.prod(p.shape)) * _dtype(p, quantization).itemsize for p in config.parameters()) + sum(
+            4 * int(np.prod(shape)) for _, shape in derived_shapes(config)
+        )
         for name, array in _tensors(config, checkpoint, quantization):
             writer.add(name, array)
             progress(writer.total_bytes, total)
@@ -117,8 +117,7 @@ def _cast(parameter: ParameterSpec, value: np.ndarray, quantization: Quantizatio
             if np.isfinite(value.astype(np.float64)).all():
                 largest = float(np.abs(value.astype(np.float64)).max())
                 raise GeckoError(
-                    f"{parameter.name}: {largest:g} does not fit into {cast.dtype};"
-                    " convert to q0bf16 or q0f32"
+                    f"{parameter.name}: {largest:g} does not fit into {cast.dtype}; convert to q0bf16 or q0f32"
                 )
             raise GeckoError(f"{parameter.name}: not all values are finite")
     return cast

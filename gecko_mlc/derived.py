@@ -36,9 +36,7 @@ def rope_tables(config: GeckoConfig) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def cema_coefficients(
-    alpha: np.ndarray, delta: np.ndarray, theta: np.ndarray, gamma: np.ndarray
-) -> np.ndarray:
+def cema_coefficients(alpha: np.ndarray, delta: np.ndarray, theta: np.ndarray, gamma: np.ndarray) -> np.ndarray:
     """[5, N, D] fp32: Re q, Im q, p, Re g, Im g of specification 2.3, from alpha, delta [D, N],
     theta [D], gamma [D, N, 2]."""
 

@@ -61,9 +61,7 @@ def generate_config(
     an invalid config, an unknown template, or a tokenizer with more ids than the vocabulary.
     """
     if conv_template not in TEMPLATES:
-        raise GeckoError(
-            f"unknown conversation template {conv_template!r}; expected one of {', '.join(TEMPLATES)}"
-        )
+        raise GeckoError(f"unknown conversation template {conv_template!r}; expected one of {', '.join(TEMPLATES)}")
     config = read_model_config(config_or_folder)
     path = _config_path(config_or_folder)
     special: dict[str, Any] = {}

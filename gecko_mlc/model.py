@@ -188,9 +188,7 @@ class ComplexEMA(nn.Module):
     def forward(self, call: Call, u: Tensor) -> Tensor:
         """u + ema [n, D] of u [n, D]."""
         c = self.build.config
-        kernel = complex_ema.complex_ema(
-            call.rows, c.model_dim, c.cema_ndim, self.build.slots, self.build.machine
-        )
+        kernel = complex_ema.complex_ema(call.rows, c.model_dim, c.cema_ndim, self.build.slots, self.build.machine)
         (y,) = call.state.update(
             kernel,
             "complex_ema",
@@ -212,9 +210,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """y [n, D] of x [n, D]."""
         c = self.build.config
-        kernel = group_norm.rms_norm(
-            c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.build.machine
-        )
+        kernel = group_norm.rms_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.build.machine)
         weights = [] if self.weight is None else [self.weight]
         return op.tensor_ir_op(kernel, "rms_norm", [x, *weights], fresh(*x.shape))
 
@@ -433,9 +429,7 @@ class Embedding(nn.Module):
         c = self.build.config
         scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
         kernel = embedding.take(c.vocab_size, c.model_dim, scale, self.build.quantization.matrix_dtype)
-        return op.tensor_ir_op(
-            kernel, "embedding", [tokens, self.weight], fresh(tokens.shape[0], c.model_dim)
-        )
+        return op.tensor_ir_op(kernel, "embedding", [tokens, self.weight], fresh(tokens.shape[0], c.model_dim))
 
 
 class Output(nn.Module):
@@ -468,9 +462,7 @@ class Gecko(nn.Module):
         self._store_logits(call, last)
         return call.state.aliases()
 
-    def prefill_logits(
-        self, tokens: Tensor, result: Tensor, slot_ids: Tensor, *state: Tensor
-    ) -> list[Tensor]:
+    def prefill_logits(self, tokens: Tensor, result: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """The same, with the logits [n, O] of all tokens as the result."""
         call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
         logits = self._head(self._trunk(call, tokens), into=result)
@@ -523,9 +515,7 @@ class Gecko(nn.Module):
         c, states = self.build.config, State(self.specs, state)
         b = slot_ids.shape[0]
         states.update(
-            sampling.sample(
-                c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots, self.build.machine
-            ),
+            sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots, self.build.machine),
             "sample",
             [slot_ids, "logits", "sampling", "random", "counts", "token", "recent"],
             ["random", "counts", "token", "recent"],

@@ -37,9 +37,7 @@ def model_folder(name: str, say: Callable[[str], None] = lambda text: None) -> P
     path = Path(name)
     if path.is_dir():
         if not (path / CHAT_CONFIG).is_file():
-            raise GeckoError(
-                f"{path}: not a model folder (no {CHAT_CONFIG}); `gecko-mlc convert_weight` makes one"
-            )
+            raise GeckoError(f"{path}: not a model folder (no {CHAT_CONFIG}); `gecko-mlc convert_weight` makes one")
         return path
     if name != DEMO:
         raise GeckoError(f"{name}: no such model folder; {DEMO} is the model that comes along")
@@ -86,9 +84,7 @@ def model_library(folder: Path, say: Callable[[str], None] = lambda text: None) 
         say(f"compiling for this machine into {path} (once)")
         command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", "cpu"]
         environment = {k: v for k, v in os.environ.items() if k != "TVM_USE_RUNTIME_LIB"}
-        done = subprocess.run(
-            [*command, "-o", str(path)], capture_output=True, text=True, env=environment, check=False
-        )
+        done = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise GeckoError(f"compiling failed:\n{done.stderr.strip()}")
     return path

@@ -198,9 +198,7 @@ class Mega(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(4, z))
         self.beta = nn.Parameter(torch.zeros(4, z))
 
-    def forward(
-        self, x: Tensor, state: BlockState, start: int, rope: RotaryEmbedding, powers: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, state: BlockState, start: int, rope: RotaryEmbedding, powers: Tensor) -> Tensor:
         c = self.config
         heads, offset = (c.num_heads, -1), start % c.chunk_size
         u = self.timenorm(x, state.norm, start)
@@ -261,9 +259,7 @@ class Block(nn.Module):
         self.mega = Mega(config)
         self.nffn = NormalizedFFN(config)
 
-    def forward(
-        self, x: Tensor, state: BlockState, start: int, rope: RotaryEmbedding, powers: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, state: BlockState, start: int, rope: RotaryEmbedding, powers: Tensor) -> Tensor:
         return self.nffn(self.mega(x, state, start, rope, powers), x)
 
     @staticmethod
@@ -307,11 +303,7 @@ class Gecko(nn.Module):
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):  # type: ignore[no-untyped-def]
         """As PyTorch's, leaving out the reference's buffers, which are constants of the config."""
-        kept = {
-            name: value
-            for name, value in state_dict.items()
-            if name != "rope.freqs" and ".prior_" not in name
-        }
+        kept = {name: value for name, value in state_dict.items() if name != "rope.freqs" and ".prior_" not in name}
         if self.config.share_emb:
             kept.setdefault("output.output.weight", kept.get("embed.weight"))
         return super().load_state_dict(kept, strict, assign)

@@ -1,6 +1,6 @@
 """The measuring core of all benchmarks: speeds, and what part of the machine they use.
 
-The machine's own limits are measured in the same run, beside what is compared with them.
+The machine's own limits are measured in the same run, just before what is compared with them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel
-
-from gecko_mlc.abi import Metadata
 from gecko_mlc.runtime import machine
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.parameters import NUMPY_DTYPES
+from pydantic import BaseModel
+
+from gecko_mlc.abi import Metadata
 
 SCHEMA_VERSION = 1
 
@@ -50,6 +51,13 @@ class Measurement(BaseModel):
     resident_bytes: int | None
 
 
+class Run(NamedTuple):
+    """One run of a test, and the limits measured just before it."""
+
+    seconds: float
+    ceilings: Ceilings
+
+
 class Report(BaseModel):
     """All of a run; the JSON form of `bench`."""
 
@@ -63,33 +71,39 @@ class Report(BaseModel):
     measurements: list[Measurement]
 
 
-def measure_ceilings(repetitions: int = 3) -> Ceilings:
-    """The best of some repetitions, of reading 1 GiB and of a product of 1024³ per core."""
-    cores = machine.usable_cores()
-    data = np.ones(2**27, np.uint64)
-    parts = np.array_split(data, cores * 8)
-    matrices = [np.ones((1024, 1024), np.float32) for _ in range(2)]
-    read, product = math.inf, math.inf
-    with ThreadPoolExecutor(cores) as pool:
-        for _ in range(repetitions + 1):
+class Machine:
+    """Measures what this machine can do, as often as asked: on one shared with others it changes."""
+
+    def __init__(self) -> None:
+        cores = machine.usable_cores()
+        # Large enough that no cache holds it; a page was written for each that is read.
+        self._parts = np.array_split(np.ones(2**26, np.uint64), cores * 4)
+        self._bytes = sum(part.nbytes for part in self._parts)
+        self._matrix = np.ones((1024, 1024), np.float32)
+        self._pool = ThreadPoolExecutor(cores)
+        self.measure()
+
+    def measure(self) -> Ceilings:
+        """The best of three, of reading 512 MiB with all cores and of a product of 1024³."""
+        read, product = math.inf, math.inf
+        for _ in range(3):
             begun = time.perf_counter()
-            list(pool.map(np.bitwise_or.reduce, parts))
+            list(self._pool.map(np.bitwise_or.reduce, self._parts))
             read = min(read, time.perf_counter() - begun)
-    for _ in range(repetitions + 1):
-        begun = time.perf_counter()
-        np.matmul(*matrices)
-        product = min(product, time.perf_counter() - begun)
-    return Ceilings(
-        read_gb_per_second=data.nbytes / read / 1e9,
-        matmul_gflop_per_second=2 * 1024**3 / product / 1e9,
-    )
+            begun = time.perf_counter()
+            np.matmul(self._matrix, self._matrix)
+            product = min(product, time.perf_counter() - begun)
+        return Ceilings(
+            read_gb_per_second=self._bytes / read / 1e9,
+            matmul_gflop_per_second=2 * 1024**3 / product / 1e9,
+        )
 
 
-def best_of(*measured: Ceilings) -> Ceilings:
-    """The best of several measurements: a machine shared with others has slow moments."""
+def median(measured: Sequence[Ceilings]) -> Ceilings:
+    """The median of several measurements."""
     return Ceilings(
-        read_gb_per_second=max(c.read_gb_per_second for c in measured),
-        matmul_gflop_per_second=max(c.matmul_gflop_per_second for c in measured),
+        read_gb_per_second=statistics.median(c.read_gb_per_second for c in measured),
+        matmul_gflop_per_second=statistics.median(c.matmul_gflop_per_second for c in measured),
     )
 
 
@@ -144,63 +158,64 @@ def run(
     """
     metadata = engine.metadata
     progress("the machine's limits")
-    before = measure_ceilings()
+    limits = Machine()
     rng = np.random.default_rng(0)
     stream = rng.integers(0, engine.vocab_size, max(depths) + prompt_tokens + decode_tokens + 1).tolist()
-    seconds: dict[tuple[str, int], list[float]] = {}
-    resident: dict[tuple[str, int], int | None] = {}
+    counts = {"prefill": prompt_tokens, "decode": decode_tokens}
+    runs: dict[tuple[str, int], list[Run]] = {}
     for repetition in range(repetitions + 1):
         for depth in depths:
-            for test, count in (("prefill", prompt_tokens), ("decode", decode_tokens)):
+            for test, count in counts.items():
                 if not count:
                     continue
                 progress(f"{test} at {depth:,}, run {repetition} of {repetitions}")
                 engine.reset(0)
                 if depth:
                     engine.extend(0, stream[:depth])
-                spent = _time(engine, test, stream[depth : depth + count])
-                resident[test, depth] = machine.resident_bytes()
+                ceilings = limits.measure()
+                seconds = time_test(engine, test, stream[depth : depth + count])
+                # The first one warms up.
                 if repetition:
-                    seconds.setdefault((test, depth), []).append(spent)
-    progress("the machine's limits again")
-    ceilings = best_of(before, measure_ceilings())
-    measurements = []
-    for (test, depth), times in seconds.items():
-        count = prompt_tokens if test == "prefill" else decode_tokens
-        speeds = [count / t for t in times]
-        mean = statistics.fmean(times)
-        gflop = prefill_flop(metadata, depth, count) / mean / 1e9 if test == "prefill" else None
-        moved = sum(decode_bytes(metadata, depth + i) for i in range(count))
-        gb = moved / mean / 1e9 if test == "decode" else None
-        percent = 100 * (
-            gflop / ceilings.matmul_gflop_per_second if gflop else (gb or 0.0) / ceilings.read_gb_per_second
-        )
-        measurements.append(
-            Measurement(
-                test=test,
-                tokens=count,
-                depth=depth,
-                repetitions=repetitions,
-                tokens_per_second=statistics.fmean(speeds),
-                deviation=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
-                gb_per_second=gb,
-                gflop_per_second=gflop,
-                percent_of_ceiling=percent,
-                resident_bytes=resident[test, depth],
-            )
-        )
+                    runs.setdefault((test, depth), []).append(Run(seconds, ceilings))
     return Report(
         model=model,
         quantization=metadata.quantization,
         cpu=machine.cpu_name(),
         cores=machine.usable_cores(),
         target=metadata.target.mcpu,
-        ceilings=ceilings,
-        measurements=measurements,
+        ceilings=median([run.ceilings for several in runs.values() for run in several]),
+        measurements=[
+            summarize(metadata, test, counts[test], depth, several) for (test, depth), several in runs.items()
+        ],
     )
 
 
-def _time(engine: Engine, test: str, tokens: list[int]) -> float:
+def summarize(metadata: Metadata, test: str, count: int, depth: int, runs: Sequence[Run]) -> Measurement:
+    """Runs of one test as a measurement. Each is compared with the limits measured just before it."""
+    speeds = [count / run.seconds for run in runs]
+    seconds = statistics.fmean(run.seconds for run in runs)
+    if test == "prefill":
+        work = prefill_flop(metadata, depth, count) / 1e9
+        parts = [work / run.seconds / run.ceilings.matmul_gflop_per_second for run in runs]
+    else:
+        work = sum(decode_bytes(metadata, depth + i) for i in range(count)) / 1e9
+        parts = [work / run.seconds / run.ceilings.read_gb_per_second for run in runs]
+    return Measurement(
+        test=test,
+        tokens=count,
+        depth=depth,
+        repetitions=len(runs),
+        tokens_per_second=statistics.fmean(speeds),
+        deviation=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
+        gb_per_second=work / seconds if test == "decode" else None,
+        gflop_per_second=work / seconds if test == "prefill" else None,
+        percent_of_ceiling=100 * statistics.fmean(parts),
+        resident_bytes=machine.resident_bytes(),
+    )
+
+
+def time_test(engine: Engine, test: str, tokens: Sequence[int]) -> float:
+    """Seconds that `engine` takes for a test, in slot 0."""
     begun = time.perf_counter()
     if test == "prefill":
         engine.extend(0, tokens)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-
-from gecko_mlc.abi import PARAMETRIC_FUNCTIONS, StateTensor
 from gecko_mlc.runtime import tvm_runtime
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 from gecko_mlc.runtime.sampling import Sampling
+
+from gecko_mlc.abi import PARAMETRIC_FUNCTIONS, StateTensor
 
 
 class Engine:
@@ -35,8 +35,7 @@ class Engine:
         self._tvm = tvm_runtime.load()
         try:
             self._state = {
-                spec.name: self._empty((self.slots, *spec.shape), spec.dtype)
-                for spec in self.metadata.state
+                spec.name: self._empty((self.slots, *spec.shape), spec.dtype) for spec in self.metadata.state
             }
         except Exception as error:
             raise GeckoError(
@@ -99,9 +98,7 @@ class Engine:
                 result.append(logits.numpy())
         return np.concatenate(result)
 
-    def score(
-        self, slot: int, tokens: Sequence[int], targets: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def score(self, slot: int, tokens: Sequence[int], targets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Consume `tokens`; log-probabilities [n] of the tokens `targets` that follow each of them, and
         the entropies [n] of the distributions, in nats."""
         if len(targets) != len(tokens):

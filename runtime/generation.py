@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.sampling import Sampling
 from gecko_mlc.runtime.tokenizer import TextStream, Tokenizer
+from pydantic import BaseModel, ConfigDict, Field
 
 FinishReason = Literal["stop", "length", "interrupted"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gecko_mlc.runtime import machine, tvm_runtime
+from gecko_mlc.runtime.errors import GeckoError
 from pydantic import ValidationError
 
 from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata
-from gecko_mlc.runtime import machine, tvm_runtime
-from gecko_mlc.runtime.errors import GeckoError
 
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -33,9 +33,7 @@ class Library:
             self._machine = VirtualMachine(tvm.runtime.load_module(str(path.resolve())), self.device)
             text = self._machine["_metadata"]()
         except Exception as error:  # TVM and the dynamic linker raise many kinds.
-            raise GeckoError(
-                f"{path}: not a library of gecko-mlc: {str(error).strip().splitlines()[-1]}"
-            ) from None
+            raise GeckoError(f"{path}: not a library of gecko-mlc: {str(error).strip().splitlines()[-1]}") from None
         self.metadata = _parse(path, str(text))
         self.functions: dict[str, Callable[..., Any]] = {name: self._machine[name] for name in FUNCTIONS}
 
@@ -55,8 +53,7 @@ def _check_architecture(path: Path) -> None:
     found, here = _ELF_MACHINES.get(code, f"machine {code}"), machine.architecture()
     if found != here:
         raise GeckoError(
-            f"{path}: compiled for {found}, this machine is {here};"
-            f" compile it with --host {here}-linux-gnu"
+            f"{path}: compiled for {found}, this machine is {here}; compile it with --host {here}-linux-gnu"
         )
 
 
@@ -67,9 +64,7 @@ def _parse(path: Path, text: str) -> Metadata:
         version = error.title
         raise GeckoError(f"{path}: its metadata cannot be read ({version}); compile it again") from None
     if metadata.abi_version != ABI_VERSION:
-        raise GeckoError(
-            f"{path}: ABI version {metadata.abi_version}, expected {ABI_VERSION}; compile it again"
-        )
+        raise GeckoError(f"{path}: ABI version {metadata.abi_version}, expected {ABI_VERSION}; compile it again")
     available = machine.cpu_features()
     if available is not None:
         missing = [name for name in metadata.target.features if name not in available]

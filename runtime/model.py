@@ -69,9 +69,7 @@ class Model:
         """Continue `prompt` from an empty state. Raises `GeckoError` for an empty prompt."""
         ids = self.encode_prompt(prompt)
         self.engine.reset(slot)
-        return Generation(
-            self.engine, self.tokenizer, slot, ids, options or self.options(), interrupted
-        )
+        return Generation(self.engine, self.tokenizer, slot, ids, options or self.options(), interrupted)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids of a stream's beginning, the model's first token before them."""
@@ -124,9 +122,7 @@ class Conversation:
         ids: Sequence[int] = model.tokenizer.encode_parts(turn(template, message, first))
         before = model._beginning() if self._last is None else self._last.unconsumed
         options = options.model_copy(update={"stop": (*options.stop, *template.stop_str)})
-        self._last = Generation(
-            model.engine, model.tokenizer, self._slot, [*before, *ids], options, interrupted
-        )
+        self._last = Generation(model.engine, model.tokenizer, self._slot, [*before, *ids], options, interrupted)
         return self._last
 
 
@@ -145,6 +141,5 @@ def check_fit(chat_config: ChatConfig, library: Library) -> None:
     ]
     if differing:
         raise GeckoError(
-            f"{library.path}: compiled for another model: {', '.join(differing)};"
-            " compile one for this folder"
+            f"{library.path}: compiled for another model: {', '.join(differing)}; compile one for this folder"
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from gecko_mlc.runtime.conversation import Template
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import atomic_write, read_json
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CHAT_CONFIG = "mlc-chat-config.json"
 

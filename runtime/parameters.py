@@ -13,12 +13,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
-
-from gecko_mlc.abi import TensorSpec
 from gecko_mlc.runtime import tvm_runtime
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import read_json
+from pydantic import BaseModel, Field, ValidationError
+
+from gecko_mlc.abi import TensorSpec
 
 TENSOR_CACHE = "tensor-cache.json"
 
@@ -104,9 +104,7 @@ def read_tensor_cache(folder: Path) -> TensorCache:
                 raise GeckoError(f"{path}: {record.name} overlaps the tensor before it")
             end = record.byteOffset + record.nbytes
             if end > shard.nbytes:
-                raise GeckoError(
-                    f"{path}: {record.name} ends at byte {end:,} of a shard of {shard.nbytes:,}"
-                )
+                raise GeckoError(f"{path}: {record.name} ends at byte {end:,} of a shard of {shard.nbytes:,}")
     return cache
 
 
@@ -178,8 +176,6 @@ def check_folder(folder: Path) -> list[str]:
         for record in shard.records:
             dtype = NUMPY_DTYPES[record.dtype]
             values = data[record.byteOffset : record.byteOffset + record.nbytes].view(dtype)
-            if record.dtype.startswith(("float", "bfloat")) and not np.isfinite(
-                values.astype(np.float32)
-            ).all():
+            if record.dtype.startswith(("float", "bfloat")) and not np.isfinite(values.astype(np.float32)).all():
                 faults.append(f"{record.name}: not all values are finite")
     return faults

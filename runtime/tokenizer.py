@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import tokenizers
-
 from gecko_mlc.runtime.conversation import Text
 from gecko_mlc.runtime.errors import GeckoError
 
@@ -29,9 +28,7 @@ class Tokenizer:
         if vocab_size is not None:
             largest = max(self._tokenizer.get_vocab().values(), default=-1)
             if largest >= vocab_size:
-                raise GeckoError(
-                    f"{path}: its largest id is {largest}, but the model's vocabulary is {vocab_size}"
-                )
+                raise GeckoError(f"{path}: its largest id is {largest}, but the model's vocabulary is {vocab_size}")
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of `text`; special tokens in it are recognized if `special`, else they are plain text."""

@@ -16,12 +16,13 @@ from safetensors import safe_open
 # Tests never see, or leave anything in, the user's cache.
 os.environ["COLUMNS"] = "200"
 
+from gecko_mlc.runtime.engine import Engine
+from gecko_mlc.runtime.library import Library
+
 from gecko_mlc.config import GeckoConfig, validate_config
 from gecko_mlc.derived import CEMA_PARAMETERS, cema_coefficients, cema_name, rope_tables
 from gecko_mlc.initialize import initial_value
 from gecko_mlc.quantization import quantization
-from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.library import Library
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -117,9 +118,7 @@ def engine(compiled: Callable[..., Path]) -> Callable[..., Engine]:
     import tvm
     from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 
-    def build(
-        config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str = "q0f32", slots: int = 1
-    ) -> Engine:
+    def build(config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str = "q0f32", slots: int = 1) -> Engine:
         library = Library(compiled(config, scheme, slots))
         values = with_derived(config, parameters)
         tensors = [

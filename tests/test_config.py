@@ -16,7 +16,12 @@ from gecko_mlc.reference import Gecko
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("gecko-7b", 7_385_817_088), ("gecko-1b", 1_022_799_872), ("gecko-120m", 121_984_512), ("gecko-demo", 7_659_264)],
+    [
+        ("gecko-7b", 7_385_817_088),
+        ("gecko-1b", 1_022_799_872),
+        ("gecko-120m", 121_984_512),
+        ("gecko-demo", 7_659_264),
+    ],
 )
 def test_presets(name: str, parameters: int) -> None:
     assert preset(name).num_parameters() == parameters

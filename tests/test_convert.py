@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Golden, load_golden, random_parameters, small_config, with_derived
+from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.runtime.parameters import NUMPY_DTYPES, read_tensor_cache
 from safetensors.numpy import save_file
 
 from gecko_mlc.checkpoint import Checkpoint, open_checkpoint
@@ -19,8 +21,6 @@ from gecko_mlc.config import GeckoConfig
 from gecko_mlc.convert import convert_weights
 from gecko_mlc.quantization import quantization
 from gecko_mlc.random_checkpoint import write_random_checkpoint
-from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.parameters import NUMPY_DTYPES, read_tensor_cache
 
 
 class Arrays(Checkpoint):
@@ -158,10 +158,22 @@ def safetensors_file(header: object, data: bytes = b"", length: int | None = Non
         (safetensors_file({}, length=2**63), "cut short"),
         (safetensors_file([]), "not a JSON object"),
         (safetensors_file({"a": 3}), "does not describe tensors"),
-        (safetensors_file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"), "incomplete"),
-        (safetensors_file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"12345678"), "begin at 0"),
-        (safetensors_file({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"12345678"), "shape's"),
-        (safetensors_file({"a": {"dtype": "F8", "shape": [1], "data_offsets": [0, 1]}}, b"1"), "expected one of"),
+        (
+            safetensors_file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
+            "incomplete",
+        ),
+        (
+            safetensors_file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"12345678"),
+            "begin at 0",
+        ),
+        (
+            safetensors_file({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"12345678"),
+            "shape's",
+        ),
+        (
+            safetensors_file({"a": {"dtype": "F8", "shape": [1], "data_offsets": [0, 1]}}, b"1"),
+            "expected one of",
+        ),
     ],
 )
 def test_hostile_safetensors(content: bytes, message: str, tmp_path: Path) -> None:

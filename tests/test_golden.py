@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from conftest import Golden, random_split
-
 from gecko_mlc.runtime.engine import Engine
 
 # Of the maximum absolute difference to float64; the specification's ceiling is 2e-4.

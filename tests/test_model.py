@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_parameters, random_split, small_config
+from gecko_mlc.runtime.engine import Engine
 
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.reference import Gecko
-from gecko_mlc.runtime.engine import Engine
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},

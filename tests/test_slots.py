@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from conftest import random_parameters, small_config
-
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.sampling import Sampling

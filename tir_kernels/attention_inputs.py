@@ -8,11 +8,10 @@ import functools
 import math
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.math import exp
 from gecko_mlc.tir_kernels.rows import Rows
+from tvm import tirx
+from tvm.script import tirx as T
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, rope_heads: int) -> np.ndarray:

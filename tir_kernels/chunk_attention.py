@@ -8,12 +8,11 @@ import functools
 from typing import Any
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.machine import Machine, divide
 from gecko_mlc.tir_kernels.math import MASKED, exp
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
+from tvm import tirx
+from tvm.script import tirx as T
 
 Expr = Any
 
@@ -112,9 +111,9 @@ def prefill(
             for i in T.unroll(row_tile):
                 for v in T.unroll(vectors):
                     for lane in T.vectorized(width):
-                        sums[i, v * width + lane] = sums[i, v * width + lane] + scores[
-                            part, j, first_row + i
-                        ] * load(values, slot, parity, j, column + v * width + lane)
+                        sums[i, v * width + lane] = sums[i, v * width + lane] + scores[part, j, first_row + i] * load(
+                            values, slot, parity, j, column + v * width + lane
+                        )
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -337,8 +336,7 @@ def combine(value_dim: int, heads: int, chunk_size: int, machine: Machine) -> ti
                     for d in T.serial(value_size // width):
                         for lane in T.vectorized(width):
                             y[i, h * value_size + d * width + lane] = (
-                                y[i, h * value_size + d * width + lane]
-                                + factor[0] * sums[i, h, tile, d * width + lane]
+                                y[i, h * value_size + d * width + lane] + factor[0] * sums[i, h, tile, d * width + lane]
                             )
 
     return kernel

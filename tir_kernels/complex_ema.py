@@ -7,11 +7,10 @@ states of a tile in registers: on a CPU it is the form with the least work. A st
 import functools
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.rows import Rows
+from tvm import tirx
+from tvm.script import tirx as T
 
 
 def oracle(u: np.ndarray, coefficients: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,14 +69,12 @@ def complex_ema(rows: Rows, dim: int, components: int, slots: int, machine: Mach
                             + coefficients[2, j, d + lane] * u[rows.row(s, t), d + lane]
                         )
                         entering[1, lane] = (
-                            coefficients[0, j, d + lane] * im[j, lane]
-                            + coefficients[1, j, d + lane] * re[j, lane]
+                            coefficients[0, j, d + lane] * im[j, lane] + coefficients[1, j, d + lane] * re[j, lane]
                         )
                         re[j, lane] = entering[0, lane]
                         im[j, lane] = entering[1, lane]
                         total[lane] = total[lane] + (
-                            coefficients[3, j, d + lane] * re[j, lane]
-                            - coefficients[4, j, d + lane] * im[j, lane]
+                            coefficients[3, j, d + lane] * re[j, lane] - coefficients[4, j, d + lane] * im[j, lane]
                         )
                 for lane in T.vectorized(width):
                     y[rows.row(s, t), d + lane] = total[lane]

@@ -3,11 +3,10 @@
 import functools
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.math import f32
+from tvm import tirx
+from tvm.script import tirx as T
 
 
 def oracle(tokens: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:

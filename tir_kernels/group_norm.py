@@ -3,11 +3,10 @@
 import functools
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
+from tvm import tirx
+from tvm.script import tirx as T
 
 
 def rms_norm_oracle(x: np.ndarray, weight: np.ndarray, groups: int, eps: float) -> np.ndarray:
@@ -17,9 +16,7 @@ def rms_norm_oracle(x: np.ndarray, weight: np.ndarray, groups: int, eps: float) 
     return y.reshape(x.shape) * (1 + weight)
 
 
-def layer_norm_oracle(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, groups: int, eps: float
-) -> np.ndarray:
+def layer_norm_oracle(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, groups: int, eps: float) -> np.ndarray:
     """x [n, D], weight [D] (offset from 1), bias [D] → y [n, D]."""
     g = x.reshape(len(x), groups, -1)
     y = (g - g.mean(-1, keepdims=True)) / np.sqrt(g.var(-1, keepdims=True) + eps)
@@ -38,9 +35,7 @@ def layer_norm(dim: int, groups: int, eps: float, affine: bool, machine: Machine
     return _group_norm(dim, groups, eps, affine, True, machine)
 
 
-def _group_norm(
-    dim: int, groups: int, eps: float, affine: bool, centred: bool, machine: Machine
-) -> tirx.PrimFunc:
+def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, machine: Machine) -> tirx.PrimFunc:
     size = dim // groups
     width = machine.width(size)
 
@@ -69,9 +64,9 @@ def _group_norm(
                 scale[0] = T.float32(1) / T.sqrt(scale[0] / T.float32(size) + T.float32(eps))
                 for k in T.serial(size // width):
                     for lane in T.vectorized(width):
-                        y[i, g * size + k * width + lane] = (
-                            x[i, g * size + k * width + lane] - mean[0]
-                        ) * scale[0] * gain(g * size + k * width + lane) + shift(g * size + k * width + lane)
+                        y[i, g * size + k * width + lane] = (x[i, g * size + k * width + lane] - mean[0]) * scale[
+                            0
+                        ] * gain(g * size + k * width + lane) + shift(g * size + k * width + lane)
 
     def one(_):  # type: ignore[no-untyped-def]
         return tirx.const(1.0, "float32")

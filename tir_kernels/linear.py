@@ -8,12 +8,11 @@ import functools
 from typing import Any
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.machine import Machine, divide
 from gecko_mlc.tir_kernels.math import silu
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
+from tvm import tirx
+from tvm.script import tirx as T
 
 Expr = Any
 
@@ -319,9 +318,7 @@ def linear(
             packed = T.match_buffer(packed_handle, (divide(n, tile), in_features, tile), "float32")
             addend = T.match_buffer(addend_handle, (n, out_features), "float32")
             y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(
-                x, packed, weight, n, depth, lambda value, i, j: activate(value) * scale[j] + addend[i, j], y
-            )
+            product(x, packed, weight, n, depth, lambda value, i, j: activate(value) * scale[j] + addend[i, j], y)
 
     else:
         raise ValueError(f"unknown epilogue {epilogue!r}")

@@ -8,12 +8,11 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.math import MASKED, exp, f32
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
+from tvm import tirx
+from tvm.script import tirx as T
 
 Expr = Any
 
@@ -93,9 +92,7 @@ def _threefry(x, random, slot):
     _threefry_group(x, keys, 4)
 
 
-def oracle(
-    logits: np.ndarray, settings: Settings, counts: np.ndarray, seed: tuple[int, int], counter: int
-) -> int:
+def oracle(logits: np.ndarray, settings: Settings, counts: np.ndarray, seed: tuple[int, int], counter: int) -> int:
     """The token drawn from fp32 logits [O], with counts [O] of the tokens drawn before."""
     scores = logits.astype(np.float32).copy()
     seen = counts > 0
@@ -130,9 +127,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
 
     def ordered(bits: Expr) -> Expr:
         """uint32 bits of a float, made monotone."""
-        return T.Select(
-            bits >= T.uint32(0x80000000), bits ^ T.uint32(0xFFFFFFFF), bits | T.uint32(0x80000000)
-        )
+        return T.Select(bits >= T.uint32(0x80000000), bits ^ T.uint32(0xFFFFFFFF), bits | T.uint32(0x80000000))
 
     @T.inline
     def sum_where(total, width, count, term):
@@ -179,9 +174,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
                     else:
                         scores[i, o] = scores[i, o] * sampling[slot, 4]
                     scores[i, o] = (
-                        scores[i, o]
-                        - sampling[slot, 5]
-                        - sampling[slot, 6] * T.Cast("float32", counts[slot, o])
+                        scores[i, o] - sampling[slot, 5] - sampling[slot, 6] * T.Cast("float32", counts[slot, o])
                     )
                 if sampling[slot, 0] > T.float32(0):
                     scores[i, o] = scores[i, o] / sampling[slot, 0]
@@ -243,11 +236,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
                 # 5. The draw.
                 _threefry(words, random, slot)
                 sum_where(total, width, candidates, lambda o: weights[i, o])
-                total[0] = (
-                    total[0]
-                    * T.Cast("float32", T.Cast("int32", words[0] >> T.uint32(8)))
-                    * T.float32(2.0**-24)
-                )
+                total[0] = total[0] * T.Cast("float32", T.Cast("int32", words[0] >> T.uint32(8))) * T.float32(2.0**-24)
                 for o in T.serial(candidates):
                     if total[0] >= T.float32(0) and weights[i, o] > T.float32(0):
                         chosen[0] = o

@@ -4,10 +4,9 @@ import functools
 import math
 from typing import Any
 
+from gecko_mlc.tir_kernels.rows import Rows
 from tvm import tirx
 from tvm.script import tirx as T
-
-from gecko_mlc.tir_kernels.rows import Rows
 
 Expr = Any
 

@@ -7,13 +7,12 @@ import functools
 import math
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.math import average_weight
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.rows import Rows
+from tvm import tirx
+from tvm.script import tirx as T
 
 
 def oracle(
@@ -119,10 +118,8 @@ def timestep_norm(
                 moments[1] = T.float32(1) / T.sqrt(y[i, g * size + 1] + T.float32(eps))
                 for k in T.serial(size // width):
                     for lane in T.vectorized(width):
-                        y[i, g * size + k * width + lane] = (
-                            x[i, g * size + k * width + lane] - moments[0]
-                        ) * moments[1] * (T.float32(1) + weight[g * size + k * width + lane]) + bias[
-                            g * size + k * width + lane
-                        ]
+                        y[i, g * size + k * width + lane] = (x[i, g * size + k * width + lane] - moments[0]) * moments[
+                            1
+                        ] * (T.float32(1) + weight[g * size + k * width + lane]) + bias[g * size + k * width + lane]
 
     return kernel

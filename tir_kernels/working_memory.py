@@ -4,13 +4,12 @@ import functools
 from typing import Any
 
 import numpy as np
-from tvm import tirx
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels.machine import Machine, divide
 from gecko_mlc.tir_kernels.math import exp
 from gecko_mlc.tir_kernels.reduction import clear
 from gecko_mlc.tir_kernels.rows import Rows
+from tvm import tirx
+from tvm.script import tirx as T
 
 Expr = Any
 
@@ -82,8 +81,7 @@ def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine
             for i in T.serial(T.min(tile, n - first)):
                 for lane in T.vectorized(columns):
                     y[first + i, h * value_size + column + lane] = (
-                        sca[first + i, h * value_size + column + lane]
-                        * gate[first + i, h * value_size + column + lane]
+                        sca[first + i, h * value_size + column + lane] * gate[first + i, h * value_size + column + lane]
                         + sums[i, lane]
                     )
 
@@ -246,8 +244,7 @@ def write(
                                 for lane in T.vectorized(width):
                                     update[a, v * width + lane] = (
                                         update[a, v * width + lane]
-                                        + shares[i, h, j, block * feature_tile + a]
-                                        * error[j, v * width + lane]
+                                        + shares[i, h, j, block * feature_tile + a] * error[j, v * width + lane]
                                     )
                     for a in T.serial(feature_tile):
                         for lane in T.vectorized(columns):

@@ -27,9 +27,7 @@ def bench(
     model: ModelArgument,
     prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", min=0, help="Tokens to prefill.")] = 512,
     decode_tokens: Annotated[int, typer.Option("-n", "--decode-tokens", min=0, help="Tokens to decode.")] = 128,
-    depth: Annotated[
-        str, typer.Option("-d", "--depth", help="Positions to measure at, like 0,1000,100000.")
-    ] = "0",
+    depth: Annotated[str, typer.Option("-d", "--depth", help="Positions to measure at, like 0,1000,100000.")] = "0",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Counted runs.")] = 5,
     output_format: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file for the result.")] = None,

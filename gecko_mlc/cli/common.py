@@ -34,16 +34,12 @@ ModelLibOption = Annotated[
     Path | None,
     typer.Option("--model-lib", help="A compiled library; by default one is compiled for this machine."),
 ]
-QuantizationOption = Annotated[
-    str, typer.Option("--quantization", help="q0f32, q0f16 or q0bf16.")
-]
+QuantizationOption = Annotated[str, typer.Option("--quantization", help="q0f32, q0f16 or q0bf16.")]
 
 
 def show_arguments(**arguments: Any) -> None:
     """Print a command's resolved arguments."""
-    console.print(
-        "  ".join(f"{name}={value}" for name, value in arguments.items() if value is not None), style="dim"
-    )
+    console.print("  ".join(f"{name}={value}" for name, value in arguments.items() if value is not None), style="dim")
 
 
 def say(text: str) -> None:
@@ -113,8 +109,6 @@ def parse_overrides(overrides: str, known: dict[str, int]) -> dict[str, int]:
     for item in filter(None, overrides.split(";")):
         key, _, text = item.partition("=")
         if key not in known or not text.isdigit() or int(text) < 1:
-            raise GeckoError(
-                f"--overrides {item!r}: expected key=number with a key of {', '.join(known)}"
-            )
+            raise GeckoError(f"--overrides {item!r}: expected key=number with a key of {', '.join(known)}")
         values[key] = int(text)
     return values

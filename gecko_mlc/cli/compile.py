@@ -49,9 +49,7 @@ def compile(
     config = find_config(model)
     if quantization is None:
         folder = Path(model)
-        quantization = (
-            read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"
-        )
+        quantization = read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"
     limits = parse_overrides(overrides, {"max_batch_size": 1, "prefill_chunk_size": 2048})
     # The compiler loads here, after everything that could be refused without it.
     from gecko_mlc.compile.library import compile_library
@@ -68,12 +66,8 @@ def compile(
             **limits,
             output=output,
         )
-        metadata = compile_library(
-            config, scheme(quantization), target, output, **limits, debug_dump=debug_dump
-        )
+        metadata = compile_library(config, scheme(quantization), target, output, **limits, debug_dump=debug_dump)
     except (ValueError, RuntimeError) as error:
         raise GeckoError(str(error)) from None
     workspace = max(metadata.workspace_bytes.values())
-    console.print(
-        f"{output}: {output.stat().st_size / 2**20:.1f} MiB, workspace {workspace / 2**20:.1f} MiB"
-    )
+    console.print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, workspace {workspace / 2**20:.1f} MiB")

@@ -48,9 +48,7 @@ def convert_weight(
     checkpoint = open_checkpoint(source)
     needed = model.num_parameters() * (4 if scheme.matrix_dtype == "float32" else 2)
     if needed > free_bytes(output):
-        raise GeckoError(
-            f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left"
-        )
+        raise GeckoError(f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left")
     with byte_progress("converting") as progress:
         convert_weights(model, checkpoint, scheme, output, progress)
     generate_config(config, scheme, output, conv_template)
@@ -69,9 +67,7 @@ def gen_config(
     """
     from gecko_mlc.gen_config import generate_config
 
-    show_arguments(
-        config=config, quantization=quantization, conv_template=conv_template, output=output
-    )
+    show_arguments(config=config, quantization=quantization, conv_template=conv_template, output=output)
     generate_config(config, _quantization(quantization), output, conv_template)
 
 
@@ -95,9 +91,7 @@ def random_weight(
     show_arguments(config=config, dtype=dtype, seed=seed, output=output)
     needed = model.num_parameters() * (4 if dtype == "float32" else 2)
     if needed > free_bytes(output):
-        raise GeckoError(
-            f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left"
-        )
+        raise GeckoError(f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left")
     with byte_progress("writing") as progress:
         write_random_checkpoint(model, output, dtype, seed, progress)
     console.print(f"{model.num_parameters():,} parameters in {output}")

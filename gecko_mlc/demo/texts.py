@@ -98,8 +98,7 @@ def _bible(path: Path) -> list[str]:
             documents = []
             for book, title in books:
                 rows = database.execute(
-                    "select ChapterID, Passage1, Passage2 from Bible where BookID = ?"
-                    " order by ChapterID, VerseID",
+                    "select ChapterID, Passage1, Passage2 from Bible where BookID = ? order by ChapterID, VerseID",
                     (book,),
                 ).fetchall()
                 lines, chapter = [title.upper()], 0

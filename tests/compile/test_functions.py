@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import tvm
 from conftest import small_config
+from gecko_mlc.compile.lint import check_state_use, written_arguments
+from gecko_mlc.compile.pipeline import export, lower
+from gecko_mlc.tir_kernels import complex_ema, slots
+from gecko_mlc.tir_kernels.machine import Machine
+from gecko_mlc.tir_kernels.rows import Rows
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn import spec as nn_spec
 
 from gecko_mlc.abi import FUNCTIONS
-from gecko_mlc.compile.lint import check_state_use, written_arguments
-from gecko_mlc.compile.pipeline import export, lower
 from gecko_mlc.model import Build
 from gecko_mlc.quantization import quantization
-from gecko_mlc.tir_kernels import complex_ema, slots
-from gecko_mlc.tir_kernels.machine import Machine
-from gecko_mlc.tir_kernels.rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -80,22 +80,16 @@ class Faulty(nn.Module):
         self._step(u, slot_ids, state, q)
         return [slot_ids]
 
-    def undeclared_write(
-        self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor
-    ) -> list[nn.Tensor]:
+    def undeclared_write(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> list[nn.Tensor]:
         kernel = complex_ema.complex_ema(Rows.PREFILL, 8, 3, 2, Machine())
         op.tensor_ir_op(kernel, "ema", [u, q, slot_ids, state], nn.Tensor.placeholder(u.shape, "float32"))
         return [state]
 
-    def not_a_launch(
-        self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor
-    ) -> list[nn.Tensor]:
+    def not_a_launch(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> list[nn.Tensor]:
         _, state = self._step(op.add(u, u), slot_ids, state, q)
         return [state]
 
-    def fresh_result(
-        self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor
-    ) -> list[nn.Tensor]:
+    def fresh_result(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> list[nn.Tensor]:
         y, state = self._step(u, slot_ids, state, q)
         return [y, state]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from conftest import small_config
-
 from gecko_mlc.compile import link
 from gecko_mlc.compile.library import compile_library
 from gecko_mlc.compile.target import compile_target
-from gecko_mlc.quantization import quantization
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.tir_kernels.machine import Machine
+
+from gecko_mlc.quantization import quantization
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,10 @@ def test_nothing_to_link_with(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failed_link_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CC", "false")
     with pytest.raises(RuntimeError, match="could not link"):
-        compile_library(
-            small_config(num_layers=1), quantization("q0f32"), compile_target("cpu"), tmp_path / "lib.so"
-        )
+        compile_library(small_config(num_layers=1), quantization("q0f32"), compile_target("cpu"), tmp_path / "lib.so")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_suffix_decides_the_format(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown suffix '\.exe'; expected \.so"):
-        compile_library(
-            small_config(), quantization("q0f32"), compile_target("cpu"), tmp_path / "lib.exe"
-        )
+        compile_library(small_config(), quantization("q0f32"), compile_target("cpu"), tmp_path / "lib.exe")

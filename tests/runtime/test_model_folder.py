@@ -11,23 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import small_config
+from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.runtime.files import atomic_write, read_json
+from gecko_mlc.runtime.parameters import check_folder, read_tensor_cache
 
 from gecko_mlc.checkpoint import open_checkpoint
 from gecko_mlc.convert import convert_weights
 from gecko_mlc.quantization import quantization
 from gecko_mlc.random_checkpoint import write_random_checkpoint
-from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.files import atomic_write, read_json
-from gecko_mlc.runtime.parameters import check_folder, read_tensor_cache
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     write_random_checkpoint(small_config(), folder / "checkpoint")
-    convert_weights(
-        small_config(), open_checkpoint(folder / "checkpoint"), quantization("q0f32"), folder / "model"
-    )
+    convert_weights(small_config(), open_checkpoint(folder / "checkpoint"), quantization("q0f32"), folder / "model")
     return folder / "model"
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, pre_tokenizers, trainers
-
 from gecko_mlc.runtime.conversation import TEMPLATES, Template, Text, turn
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.generation import StopStrings
 from gecko_mlc.runtime.tokenizer import TextStream, Tokenizer
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tvm.target import codegen
-
 from gecko_mlc.tir_kernels.machine import Machine
+from tvm.target import codegen
 
 NATIVE = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
 # The schedules of AVX-512, AVX2 and NEON; the code generator makes any of them run here.

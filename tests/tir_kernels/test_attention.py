@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from launch import floats, ints, launch, machines
-
 from gecko_mlc.tir_kernels import attention_inputs, chunk_attention, working_memory
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.rows import Rows
+from launch import floats, ints, launch, machines
 
 SHAPES = pytest.mark.parametrize(
     ("z", "e", "heads", "chunk_size", "dtype"),
@@ -25,9 +24,7 @@ def test_attention_inputs(rows: Rows, slots: tuple[int, ...], rope_heads: int) -
     cos, sin = floats(rng, 2, 2 * chunk_size, z_dim // heads // 2)
     position = ints(4, 6, 5, 2, 3, 1).reshape(3, 2)
     keys, values, memory_keys = (np.zeros((3, 2, chunk_size, f), np.float32) for f in (z_dim, e, z_dim))
-    kernel = attention_inputs.attention_inputs(
-        rows, z_dim, e, heads, rope_heads, 3, chunk_size, 1e-5, "float32"
-    )
+    kernel = attention_inputs.attention_inputs(rows, z_dim, e, heads, rope_heads, 3, chunk_size, 1e-5, "float32")
     out = launch(
         kernel, z, v, gamma, beta, cos, sin, ints(*slots), position, keys, values, memory_keys,
         np.zeros((n, 2, z_dim), np.float32), np.zeros((n, z_dim), np.float32),
@@ -35,9 +32,7 @@ def test_attention_inputs(rows: Rows, slots: tuple[int, ...], rope_heads: int) -
     for i in range(n):
         slot = slots[rows.sequence(i)]
         offset, parity = position[slot, 1] + rows.token(i), position[slot, 0] % 2
-        queries, weights, k, ak = attention_inputs.oracle(
-            z[i], gamma, beta, cos, sin, offset, heads, rope_heads, 1e-5
-        )
+        queries, weights, k, ak = attention_inputs.oracle(z[i], gamma, beta, cos, sin, offset, heads, rope_heads, 1e-5)
         np.testing.assert_allclose(out[-2][i], queries, atol=2e-6)
         np.testing.assert_allclose(out[-1][i], weights, atol=1e-6)
         np.testing.assert_allclose(out[8][slot, parity, offset], k, atol=2e-6)
@@ -68,9 +63,7 @@ def test_attention_of_a_prefill_piece(
 
 @machines
 @SHAPES
-def test_attention_of_a_step(
-    machine: Machine, z: int, e: int, heads: int, chunk_size: int, dtype: str
-) -> None:
+def test_attention_of_a_step(machine: Machine, z: int, e: int, heads: int, chunk_size: int, dtype: str) -> None:
     """Partial sums of absent positions are never read: they are NaN here."""
     rng = np.random.default_rng(2)
     keys, values = (floats(rng, 3, 2, chunk_size, f).astype(dtype) for f in (z, e))
@@ -95,7 +88,14 @@ def test_attention_of_a_step(
 @SHAPES
 @pytest.mark.parametrize(("rows", "slots"), [(Rows.PREFILL, (1,)), (Rows.DECODE, (2, 0))])
 def test_memory_read(
-    machine: Machine, z: int, e: int, heads: int, chunk_size: int, dtype: str, rows: Rows, slots: tuple[int, ...]
+    machine: Machine,
+    z: int,
+    e: int,
+    heads: int,
+    chunk_size: int,
+    dtype: str,
+    rows: Rows,
+    slots: tuple[int, ...],
 ) -> None:
     rng, n = np.random.default_rng(3), 13 if rows is Rows.PREFILL else 2
     memory, weights = floats(rng, 3, heads, z // heads, e // heads), floats(rng, n, z)
@@ -109,9 +109,7 @@ def test_memory_read(
 
 @machines
 @SHAPES
-def test_memory_write(
-    machine: Machine, z: int, e: int, heads: int, chunk_size: int, dtype: str
-) -> None:
+def test_memory_write(machine: Machine, z: int, e: int, heads: int, chunk_size: int, dtype: str) -> None:
     """A first write, a later one, and none at the end of chunk 0."""
     rng, b, size = np.random.default_rng(4), 3, z // heads
     keys, values = (floats(rng, 3, 2, chunk_size, f).astype(dtype) for f in (z, e))

@@ -7,10 +7,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from launch import floats, launch, machines
-
 from gecko_mlc.tir_kernels import linear
 from gecko_mlc.tir_kernels.machine import Machine, divide
+from launch import floats, launch, machines
 
 EPILOGUES: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -30,9 +29,7 @@ def check(n: int, k: int, out: int, dtype: Any, machine: Machine, epilogue: str,
     packed = launch(linear.pack_rows(k, machine), x, packed)[1]
     kernel = linear.linear(k, out, np.dtype(dtype).name, machine, epilogue, activation)
     y = launch(kernel, x, packed, weight, *operands, np.full((n, out), np.nan, np.float32))[-1]
-    expected = linear.oracle(
-        x.astype(float), weight, *operands, epilogue=epilogue, activation=activation
-    )
+    expected = linear.oracle(x.astype(float), weight, *operands, epilogue=epilogue, activation=activation)
     np.testing.assert_allclose(y, expected, atol=2e-5)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from launch import floats, ints, launch, machines
-
 from gecko_mlc.tir_kernels import complex_ema, group_norm, timestep_norm
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.rows import Rows
+from launch import floats, ints, launch, machines
 
 BETAS, EPS = (0.999, 0.9999), 1e-5
 
@@ -69,11 +68,12 @@ def test_group_norms(machine: Machine, dim: int, groups: int, affine: bool) -> N
     rng = np.random.default_rng(3)
     x = 3 * floats(rng, 7, dim) + 1
     weight, bias = floats(rng, 2, dim) if affine else np.zeros((2, dim), np.float32)
-    rms = launch(
-        group_norm.rms_norm(dim, groups, EPS, affine, machine), x, *[weight] * affine, np.zeros_like(x)
-    )[-1]
+    rms = launch(group_norm.rms_norm(dim, groups, EPS, affine, machine), x, *[weight] * affine, np.zeros_like(x))[-1]
     np.testing.assert_allclose(rms, group_norm.rms_norm_oracle(x, weight, groups, EPS), atol=1e-5)
     layer = launch(
-        group_norm.layer_norm(dim, groups, EPS, affine, machine), x, *[weight, bias] * affine, np.zeros_like(x)
+        group_norm.layer_norm(dim, groups, EPS, affine, machine),
+        x,
+        *[weight, bias] * affine,
+        np.zeros_like(x),
     )[-1]
     np.testing.assert_allclose(layer, group_norm.layer_norm_oracle(x, weight, bias, groups, EPS), atol=1e-5)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from launch import floats, ints, launch
-
 from gecko_mlc.runtime.sampling import Sampling
 from gecko_mlc.tir_kernels import sampling
 from gecko_mlc.tir_kernels.machine import Machine
+from launch import floats, ints, launch
 
 OUTPUTS, SLOTS = 90, 3
 
 
 def draw(
-    logits: np.ndarray, settings: sampling.Settings, counts: np.ndarray, random: np.ndarray, candidates: int = OUTPUTS
+    logits: np.ndarray,
+    settings: sampling.Settings,
+    counts: np.ndarray,
+    random: np.ndarray,
+    candidates: int = OUTPUTS,
 ) -> list[np.ndarray]:
     rows = np.tile(np.array(settings, np.float32), (SLOTS, 1))
     return launch(
@@ -56,13 +59,17 @@ def test_frequencies_follow_the_probabilities() -> None:
 def test_outputs_beyond_the_vocabulary_are_never_drawn() -> None:
     logits = np.zeros((SLOTS, OUTPUTS), np.float32)
     logits[:, 50:] = 9
-    out = draw(logits, sampling.Settings(0.0), np.zeros((SLOTS, OUTPUTS), np.int32), np.zeros((SLOTS, 3), np.int32), 50)
+    out = draw(
+        logits,
+        sampling.Settings(0.0),
+        np.zeros((SLOTS, OUTPUTS), np.int32),
+        np.zeros((SLOTS, 3), np.int32),
+        50,
+    )
     assert out[5][0] == 0
 
 
-@pytest.mark.parametrize(
-    ("seed", "counter", "word"), [((0, 0), 0, 0x6B200159)]
-)
+@pytest.mark.parametrize(("seed", "counter", "word"), [((0, 0), 0, 0x6B200159)])
 def test_threefry_known_answer(seed: tuple[int, int], counter: int, word: int) -> None:
     assert sampling.threefry(seed, counter) == word
 

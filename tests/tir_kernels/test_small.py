@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from launch import floats, ints, launch
-from tvm.script import tirx as T
-
 from gecko_mlc.tir_kernels import embedding, slots
 from gecko_mlc.tir_kernels import math as tir_math
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.rows import Rows
+from launch import floats, ints, launch
+from tvm.script import tirx as T
 
 
 def apply(function, x: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
