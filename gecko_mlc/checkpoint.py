@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ _SAFETENSORS_DTYPES: dict[str, Any] = {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
 }
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+_TORCH_SUFFIXES = (".pth", ".pt")
 
 
 class _Location(NamedTuple):
@@ -163,8 +164,10 @@ class _TorchCheckpoint(Checkpoint):
             raise GeckoError(
                 f"{file}: reading it needs PyTorch (pip install 'gecko-mlc[torch]'), or save it as .safetensors"
             ) from None
+        # PyTorch's old format, no zip archive, cannot be mapped.
+        mapped = zipfile.is_zipfile(file)
         try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # unpickling errors of many kinds; nothing was executed.
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             raise GeckoError(

@@ -67,7 +67,7 @@ def test_matrices_take_the_dtype_and_nothing_else_is_rounded(scheme: str, tmp_pa
     assert len(result) == len(with_derived(config, parameters))
 
 
-@pytest.mark.parametrize("layout", ["one file", "sharded", "pth", "bf16 pth"])
+@pytest.mark.parametrize("layout", ["one file", "sharded", "pth", "bf16 pth", "old pth"])
 def test_every_layout_of_a_checkpoint(layout: str, golden: Golden, tmp_path: Path) -> None:
     source = tmp_path / "checkpoint"
     source.mkdir()
@@ -85,7 +85,7 @@ def test_every_layout_of_a_checkpoint(layout: str, golden: Golden, tmp_path: Pat
         tensors = {name: torch.from_numpy(value) for name, value in parameters.items()}
         if layout == "bf16 pth":
             tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
-        torch.save(tensors, source / "model.pth")
+        torch.save(tensors, source / "model.pth", _use_new_zipfile_serialization=layout != "old pth")
     result = convert(golden.config, open_checkpoint(source), "q0f32", tmp_path / "model")
     for parameter in golden.config.parameters():
         expected = parameters[parameter.name]
@@ -136,6 +136,7 @@ class Evil:
         return open, ("pickle-was-run", "w")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_no_pickle_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.pth").write_bytes(pickle.dumps(Evil()))

@@ -90,7 +90,8 @@ def linear(
 
     Everything but the weight is fp32; `packed` is what `pack_rows` makes of x. With a the activation, None
     or "silu", the epilogues are `plain` a(p), `bias` a(p + bias [N]), `gate` a(p) ⊙ gate [n, N],
-    `residual` a(p) + addend [n, N], `residual2` with two addends, and `scale_residual` a(p) ⊙ scale [N] + addend [n, N].
+    `residual` a(p) + addend [n, N], `residual2` with two addends, and `scale_residual`
+    a(p) ⊙ scale [N] + addend [n, N].
     """
     tile, lanes = machine.tile_rows, machine.lanes
     columns = 2 * lanes

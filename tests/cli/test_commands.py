@@ -1,0 +1,299 @@
+"""The command line as its users run it, in processes of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+from conftest import Golden, load_golden
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+COMMAND = [sys.executable, "-m", "gecko_mlc"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that this module's commands share."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def gecko(home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*arguments: str | Path, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            input=text,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GECKO_MLC_HOME": str(home), **environment},
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+class Prepared:
+    """A golden checkpoint, converted and compiled through the command line."""
+
+    def __init__(self, golden: Golden, folder: Path, run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+        self.golden, self.folder = golden, folder
+        self.model, self.library = folder / "model", folder / "model.so"
+        folder.mkdir()
+        save_file(golden.parameters, folder / "model.safetensors")
+        (folder / "config.json").write_text(golden.config.model_dump_json())
+        (folder / "ids.json").write_text(json.dumps(golden.tokens))
+        for arguments in (
+            ["convert_weight", folder, "--quantization", "q0f32", "-o", self.model],
+            ["compile", self.model, "-o", self.library],
+        ):
+            done = run(*arguments)
+            assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def prepared(gecko: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("cli")
+    return {name: Prepared(load_golden(name), folder / name, gecko) for name in ("public_a", "public_b")}
+
+
+@pytest.mark.parametrize(("name", "split"), [("public_a", "5,80,2"), ("public_b", "1,78,1"), ("public_a", None)])
+def test_logits(name: str, split: str | None, prepared, gecko, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The acceptance command: logits within 2e-5 of float64, and the calls that were made."""
+    p = prepared[name]
+    options = [] if split is None else ["--split", split]
+    tokens, output = p.folder / "ids.json", tmp_path / "out.safetensors"
+    done = gecko("logits", p.model, "--model-lib", p.library, "--tokens", tokens, *options, "-o", output)
+    assert done.returncode == 0, done.stderr
+    with safe_open(output, "np") as file:
+        logits, metadata = file.get_tensor("logits"), file.metadata()
+    assert np.abs(logits - p.golden.logits).max() < 2e-5
+    calls = [call.split() for call in json.loads(metadata["calls"])]
+    assert sum(int(count) for _, count in calls) == len(p.golden.tokens)
+    assert all((function == "decode") == (count == "1") for function, count in calls)
+
+
+def test_info_knows_folders_libraries_and_this_machine(prepared, gecko) -> None:  # type: ignore[no-untyped-def]
+    p = prepared["public_a"]
+    assert "chunk_size" in gecko("info", p.model, "--check").stdout
+    assert "all checksums agree" in gecko("info", p.model, "--check").stdout
+    assert "ABI" in gecko("info", p.library).stdout
+    assert "usable cores" in gecko("info").stdout
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "no such folder": (["info", "{model}/nothing"], "no such library"),
+    "not a model folder": (["generate", "{folder}", "-p", "x"], "not a model folder"),
+    "unknown model": (["generate", "gecko-nothing", "-p", "x"], "no such model folder"),
+    "another model's library": (
+        ["logits", "{model}", "--model-lib", "{other}", "--tokens", "{folder}/ids.json", "-o", "{folder}/o"],
+        "compiled for another model: num_layers 2 instead of 3",
+    ),
+    "no library": (["bench", "{model}", "--model-lib", "{model}/none.so"], "no such library"),
+    "not a library": (["bench", "{model}", "--model-lib", "{folder}/ids.json"], "no ELF header"),
+    "split": (
+        ["logits", "{model}", "--model-lib", "{lib}", "--tokens", "{folder}/ids.json", "--split", "1,2", "-o", "o"],
+        "adds up to 3, but there are 87 tokens",
+    ),
+    "no tokenizer": (["generate", "{model}", "--model-lib", "{lib}", "-p", "x"], "text needs the model's tokenizer"),
+    "quantization": (["compile", "gecko-demo", "--quantization", "q9", "-o", "x.so"], "expected one of q0f32"),
+    "suffix": (["compile", "gecko-demo", "-o", "x.exe"], "unknown suffix"),
+    "preset": (["compile", "gecko-9b", "-o", "x.so"], "no preset (gecko-7b"),
+    "overrides": (["compile", "gecko-demo", "--overrides", "slots=2", "-o", "x.so"], "max_batch_size"),
+    "checkpoint": (["convert_weight", "{folder}/config.json", "--source", "{model}", "-o", "{folder}/n"], "found none"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said(name: str, prepared, gecko) -> None:  # type: ignore[no-untyped-def]
+    a, b = prepared["public_a"], prepared["public_b"]
+    arguments, message = WRONG[name]
+    places = {"model": a.model, "folder": a.folder, "lib": a.library, "other": b.library}
+    before = sorted(a.folder.rglob("*"))
+    done = gecko(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(a.folder.rglob("*")) == before
+
+
+def test_a_library_of_another_quantization_is_refused(prepared, gecko, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    p = prepared["public_a"]
+    half = tmp_path / "half"
+    assert gecko("convert_weight", p.folder, "--quantization", "q0f16", "-o", half).returncode == 0
+    done = gecko("bench", half, "--model-lib", p.library)
+    assert done.returncode == 1
+    assert "compiled for q0f32, the model folder is q0f16" in done.stderr
+
+
+def test_bench_formats(prepared, gecko, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    p = prepared["public_a"]
+    options = ["--model-lib", p.library, "-p", "20", "-n", "3", "-r", "2", "-d", "0,40"]
+    report = json.loads(gecko("bench", p.model, *options, "--format", "json").stdout)
+    assert report["schema_version"] == 1
+    assert [(m["test"], m["tokens"], m["depth"]) for m in report["measurements"]] == [
+        ("prefill", 20, 0),
+        ("decode", 3, 0),
+        ("prefill", 20, 40),
+        ("decode", 3, 40),
+    ]
+    assert all(m["tokens_per_second"] > 0 and m["percent_of_ceiling"] > 0 for m in report["measurements"])
+    assert report["ceilings"]["read_gb_per_second"] > 0
+    rows = list(csv.reader(gecko("bench", p.model, *options, "--format", "csv").stdout.splitlines()))
+    assert rows[0][:3] == ["test", "tokens", "depth"]
+    assert len(rows) == 5
+    assert gecko("bench", p.model, *options, "--format", "md", "-o", tmp_path / "b.md").returncode == 0
+    assert (tmp_path / "b.md").read_text().count("\n|") == 6
+
+
+def test_the_demo_speaks_english(gecko) -> None:  # type: ignore[no-untyped-def]
+    """Readable words, the same for the same seed, others for another, and nothing else on standard output."""
+    prompt = ["generate", "gecko-demo", "--prompt", "And the king said unto", "--max-tokens", "40"]
+    first = gecko(*prompt, "--seed", "5")
+    assert first.returncode == 0, first.stderr
+    words = first.stdout.lower().split()
+    common = {"the", "of", "and", "to", "in", "that", "his", "he", "was", "it", "is", "for", "not", "with", "be"}
+    assert sum(word.strip(",.;:!?") in common for word in words) >= 5, first.stdout
+    assert gecko(*prompt, "--seed", "5").stdout == first.stdout
+    assert gecko(*prompt, "--seed", "6").stdout != first.stdout
+    greedy = gecko(*prompt, "--temperature", "0", "--stop", "the")
+    assert "the" not in greedy.stdout
+
+
+def test_chat_takes_turns_on_one_state(gecko) -> None:  # type: ignore[no-untyped-def]
+    lines = ["Who is there?", "/stats", "/set temperature=0", "/set temperature=nan", "/set", "/nonsense", "/help"]
+    lines += ["And now?", "/stats", "/reset", "/exit", ""]
+    done = gecko("chat", "gecko-demo", text="\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    seen = [int(count.replace(",", "")) for count in re.findall(r"has seen ([\d,]+) tokens", said)]
+    assert 0 < seen[0] < seen[1]
+    assert "unknown command /nonsense" in said
+    assert "/set temperature=nan" in said
+    assert "forgotten" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "x", "--temperature", "-1"], "--temperature"),
+        (["--prompt", "x", "--temperature", "nan"], "--temperature"),
+        (["--prompt", "x", "--top-p", "0"], "--top-p"),
+        (["--prompt", "x", "--top-k", "-5"], "--top-k"),
+        (["--prompt", "x", "--max-tokens", "0"], "--max-tokens"),
+    ],
+)
+def test_bad_generation_options(arguments: list[str], message: str, gecko) -> None:  # type: ignore[no-untyped-def]
+    done = gecko("generate", "gecko-demo", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_terminal_without_unicode(gecko) -> None:  # type: ignore[no-untyped-def]
+    done = gecko(
+        "generate",
+        "gecko-demo",
+        "-p",
+        "Ché",
+        "--max-tokens",
+        "5",
+        LANG="C",
+        LC_ALL="C",
+        PYTHONIOENCODING="ascii",
+        TERM="dumb",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def start(home: Path, *arguments: str, stdin: IO[str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "GECKO_MLC_HOME": str(home)},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return out, err
+
+
+def test_ctrl_c_while_loading(home: Path) -> None:
+    process = start(home, "generate", "gecko-demo", "--prompt", "x")
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    assert process.returncode == 130
+
+
+def test_ctrl_c_in_prefill(home: Path, tmp_path: Path) -> None:
+    """A prompt that would take minutes."""
+    (tmp_path / "prompt").write_text("word " * 2_000_000)
+    with (tmp_path / "prompt").open() as prompt:
+        process = start(home, "generate", "gecko-demo", stdin=prompt)
+        time.sleep(10)
+        process.send_signal(signal.SIGINT)
+        out, err = finish(process)
+    assert out.strip() == ""
+    assert "interrupted" in err
+    assert process.returncode == 130
+
+
+def test_ctrl_c_in_decode_keeps_what_was_said(home: Path) -> None:
+    process = start(home, "generate", "gecko-demo", "--prompt", "And it came to pass", "--max-tokens", "1000000")
+    assert process.stdout is not None
+    begun = process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    out, err = finish(process)
+    assert len(begun + out) >= 20
+    assert "interrupted" in err
+    assert process.returncode == 130
+
+
+def test_a_reader_that_goes_away(home: Path) -> None:
+    """`| head`: the command ends by itself, quietly."""
+    process = start(home, "generate", "gecko-demo", "--prompt", "And it came to pass", "--max-tokens", "1000000")
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert process.returncode != 0
+
+
+def test_every_command_has_help_with_an_example(gecko) -> None:  # type: ignore[no-untyped-def]
+    commands = [
+        "convert_weight",
+        "gen_config",
+        "random_weight",
+        "compile",
+        "generate",
+        "chat",
+        "bench",
+        "info",
+        "logits",
+    ]
+    top = gecko("--help").stdout
+    for command in commands:
+        assert command in top
+        assert f"gecko-mlc {command}" in gecko(command, "--help").stdout
