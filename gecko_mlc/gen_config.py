@@ -17,6 +17,8 @@ from gecko_mlc.runtime.tokenizer import TOKENIZER, Tokenizer
 
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
+GENERATION_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "temperature", "top_p", "repetition_penalty")
+
 
 def read_model_config(config_or_folder: Path) -> GeckoConfig:
     """The config in a `config.json`, or in a folder that holds one beside its tokenizer.
@@ -57,8 +59,8 @@ def generate_config(
 ) -> GeckoConfig:
     """Write `mlc-chat-config.json` into `output` and copy the tokenizer's files there, if there are any.
 
-    Special tokens' ids are taken from `config.json` or `generation_config.json`. Raises `GeckoError` for
-    an invalid config, an unknown template, or a tokenizer with more ids than the vocabulary.
+    Special tokens' ids and sampling defaults come from `config.json` or `generation_config.json`. Raises
+    `GeckoError` for an invalid config, an unknown template, or a tokenizer with more ids than the vocabulary.
     """
     if conv_template not in TEMPLATES:
         raise GeckoError(f"unknown conversation template {conv_template!r}; expected one of {', '.join(TEMPLATES)}")
@@ -68,7 +70,7 @@ def generate_config(
     for file in (path, path.parent / "generation_config.json"):
         if file.is_file():
             fields = read_json(file)
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            for key in GENERATION_FIELDS:
                 if fields.get(key) is not None:
                     special.setdefault(key, fields[key])
     files = [name for name in TOKENIZER_FILES if (path.parent / name).is_file()]

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
+# The compiler, before anything loads TVM's runtime alone.
+import tvm
 from safetensors import safe_open
 
-# Tests never see, or leave anything in, the user's cache.
+# Wide enough that no message is wrapped.
 os.environ["COLUMNS"] = "200"
 
 from gecko_mlc.runtime.engine import Engine
@@ -115,7 +118,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def engine(compiled: Callable[..., Path]) -> Callable[..., Engine]:
     """An engine with given parameters: (config, parameters, quantization, slots)."""
-    import tvm
     from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 
     def build(config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str = "q0f32", slots: int = 1) -> Engine:
