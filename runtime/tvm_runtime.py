@@ -23,9 +23,15 @@ def load() -> ModuleType:
     variable = "TVM_USE_RUNTIME_LIB"
     before = os.environ.get(variable)
     os.environ[variable] = "1"
+    # TVM's bindings import PyTorch if they find it, for seconds, to trade tensors; nothing here does.
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]
     try:
         import tvm
     finally:
+        if hide_torch:
+            del sys.modules["torch"]
         # Processes started from here may want the compiler.
         if before is None:
             del os.environ[variable]
