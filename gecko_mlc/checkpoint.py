@@ -185,6 +185,7 @@ class _TorchCheckpoint(Checkpoint):
 
         value = self._tensors[name].contiguous()
         if value.dtype == torch.bfloat16:
-            return value.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+            value = value.view(torch.uint16)
+            return np.asarray(value.numpy()).view(ml_dtypes.bfloat16)
         array: np.ndarray = value.numpy()
         return array

@@ -171,7 +171,7 @@ def check_folder(folder: Path) -> list[str]:
     faults = []
     for shard in read_tensor_cache(folder).records:
         data = np.fromfile(folder / shard.dataPath, np.uint8)
-        if hashlib.md5(data).hexdigest() != shard.md5sum:
+        if hashlib.md5(data.data).hexdigest() != shard.md5sum:
             faults.append(f"{shard.dataPath}: the checksum differs, the file is damaged")
         for record in shard.records:
             dtype = NUMPY_DTYPES[record.dtype]

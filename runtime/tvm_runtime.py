@@ -6,12 +6,12 @@ import ctypes
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from gecko_mlc.runtime import machine
 
 
-def load() -> ModuleType:
+def load() -> Any:
     """The module `tvm`, without its compiler unless something imported that before.
 
     Kernels run on all usable cores, unless `TVM_NUM_THREADS` says otherwise.

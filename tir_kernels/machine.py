@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Machine(NamedTuple):
@@ -22,6 +22,6 @@ class Machine(NamedTuple):
         return 12 if self.registers >= 32 else 6
 
 
-def divide(extent, size):  # type: ignore[no-untyped-def]
+def divide(extent: Any, size: int) -> Any:
     """Ceiling division of an integer or a TensorIR expression."""
     return (extent + size - 1) // size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from gecko_mlc.cli.common import (
     show_arguments,
 )
 from gecko_mlc.runtime.errors import GeckoError
+
+if TYPE_CHECKING:
+    from gecko_mlc.runtime.bench import Report
 
 FORMATS = ("table", "md", "csv", "json")
 
@@ -69,12 +72,10 @@ def bench(
     if output is None and output_format == "table":
         print_table(report)
         return
-    text = {
-        "md": core.to_markdown,
-        "table": core.to_markdown,
-        "csv": core.to_csv,
-        "json": lambda r: r.model_dump_json(indent=2) + "\n",
-    }[output_format](report)
+    if output_format == "json":
+        text = report.model_dump_json(indent=2) + "\n"
+    else:
+        text = core.to_csv(report) if output_format == "csv" else core.to_markdown(report)
     if output is None:
         sys.stdout.write(text)
     else:
@@ -82,7 +83,7 @@ def bench(
             file.write(text)
 
 
-def print_table(report) -> None:  # type: ignore[no-untyped-def]
+def print_table(report: Report) -> None:
     """The report as a table for people, on standard output."""
     from gecko_mlc.runtime import bench as core
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from gecko_mlc.cli.common import QuantizationOption, byte_progress, console, show_arguments
+from gecko_mlc.quantization import Quantization
+from gecko_mlc.quantization import quantization as find_quantization
 from gecko_mlc.runtime.errors import GeckoError
 
 ConfigArgument = Annotated[
@@ -97,10 +99,8 @@ def random_weight(
     console.print(f"{model.num_parameters():,} parameters in {output}")
 
 
-def _quantization(name: str):  # type: ignore[no-untyped-def]
-    from gecko_mlc.quantization import quantization
-
+def _quantization(name: str) -> Quantization:
     try:
-        return quantization(name)
+        return find_quantization(name)
     except ValueError as error:
         raise GeckoError(f"--quantization: {error}") from None

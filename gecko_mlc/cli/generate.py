@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from gecko_mlc.cli.common import (
     write_text,
 )
 from gecko_mlc.runtime.errors import GeckoError
+
+if TYPE_CHECKING:
+    from gecko_mlc.api import Generation, GenerationOptions, Model
 
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; by default the model's.")]
 TopK = Annotated[int | None, typer.Option(help="Only the k likeliest tokens; 0 is off.")]
@@ -81,7 +84,9 @@ def generate(
         raise KeyboardInterrupt
 
 
-def sampling_options(loaded, changes, seed, max_tokens, stop):  # type: ignore[no-untyped-def]
+def sampling_options(
+    loaded: Model, changes: dict[str, Any], seed: int, max_tokens: int, stop: list[str] | None
+) -> GenerationOptions:
     """The model's generation options with those changed that were given."""
     from gecko_mlc.api import Sampling
 
@@ -90,7 +95,7 @@ def sampling_options(loaded, changes, seed, max_tokens, stop):  # type: ignore[n
     return loaded.options(sampling=sampling, seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()))
 
 
-def speed_line(generation) -> str:  # type: ignore[no-untyped-def]
+def speed_line(generation: Generation) -> str:
     """What a generation took, in a line."""
     steps = max(len(generation.tokens) - 1, 0)
     prefill = generation.prompt_tokens / max(generation.prefill_seconds, 1e-9)
