@@ -30,6 +30,12 @@ from gecko_mlc.quantization import quantization
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of prepared models and libraries, in place of the user's."""
+    return tmp_path_factory.mktemp("home")
+
+
 class Golden(NamedTuple):
     """One file of golden vectors."""
 

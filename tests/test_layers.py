@@ -59,7 +59,7 @@ def test_only_the_reference_needs_pytorch() -> None:
                 assert not any(m.split(".")[0] == "torch" for m in imports(path)), path
 
 
-def test_running_loads_neither_compiler_nor_pytorch(tmp_path: Path) -> None:
+def test_running_loads_neither_compiler_nor_pytorch(home: Path) -> None:
     """And importing the package loads next to nothing."""
     script = """
 import sys
@@ -73,7 +73,7 @@ assert "libtvm_runtime.so" in maps
 assert "libtvm_compiler.so" not in maps
 assert "torch" not in sys.modules
 """
-    environment = {**os.environ, "GECKO_MLC_HOME": str(tmp_path)}
+    environment = {**os.environ, "GECKO_MLC_HOME": str(home)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -95,9 +95,9 @@ def test_documented_commands_exist(line: str) -> None:
         assert context.params
 
 
-def test_documented_python_runs(tmp_path: Path) -> None:
+def test_documented_python_runs(home: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    environment = {**os.environ, "GECKO_MLC_HOME": str(tmp_path)}
+    environment = {**os.environ, "GECKO_MLC_HOME": str(home)}
     done = subprocess.run([sys.executable, "-c", block], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) > 5

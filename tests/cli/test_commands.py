@@ -25,12 +25,6 @@ from gecko_mlc.cli import main
 COMMAND = [sys.executable, "-m", "gecko_mlc"]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that this module's commands share."""
-    return tmp_path_factory.mktemp("home")
-
-
 class Done(NamedTuple):
     """How a command ended."""
 
