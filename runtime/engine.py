@@ -101,6 +101,8 @@ class Engine:
     def score(self, slot: int, tokens: Sequence[int], targets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Consume `tokens`; log-probabilities [n] of the tokens `targets` that follow each of them, and
         the entropies [n] of the distributions, in nats."""
+        if not len(tokens):
+            raise GeckoError("no tokens: expected at least one")
         if len(targets) != len(tokens):
             raise GeckoError(f"{len(tokens)} tokens but {len(targets)} targets")
         self._check_ids(targets, self._spec("logits").shape[0])

@@ -39,22 +39,28 @@ class Library:
 
 
 def _check_architecture(path: Path) -> None:
-    """Refuse what the dynamic linker would only call invalid."""
+    """Refuse what the dynamic linker would only call invalid, or crash on."""
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
-            header = file.read(20)
+            header = file.read(64)
     except FileNotFoundError:
         raise GeckoError(f"{path}: no such library; `gecko-mlc compile` makes one") from None
     except OSError as error:
         raise GeckoError(f"{path}: {error.strerror}") from None
-    if len(header) < 20 or header[:4] != b"\x7fELF":
-        raise GeckoError(f"{path}: not a shared library for Linux (no ELF header)")
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+        raise GeckoError(f"{path}: not a shared library for 64-bit Linux (no ELF header)")
     (code,) = struct.unpack_from("<H", header, 18)
     found, here = _ELF_MACHINES.get(code, f"machine {code}"), machine.architecture()
     if found != here:
         raise GeckoError(
             f"{path}: compiled for {found}, this machine is {here}; compile it with --host {here}-linux-gnu"
         )
+    # The table of sections is the last thing in the file.
+    (sections,) = struct.unpack_from("<Q", header, 40)
+    entry_size, entries = struct.unpack_from("<HH", header, 58)
+    if sections + entry_size * entries > size:
+        raise GeckoError(f"{path}: {size:,} bytes, the file is damaged or incomplete; compile it again")
 
 
 def _parse(path: Path, text: str) -> Metadata:

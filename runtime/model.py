@@ -76,7 +76,7 @@ class Model:
         ids = self.tokenizer.encode(prompt)
         if not ids:
             raise GeckoError("the prompt is empty: expected some text to continue")
-        return [*self._beginning(), *ids]
+        return [*self.beginning(), *ids]
 
     def options(self, **changes: Any) -> GenerationOptions:
         """Generation options as the model's chat config has them, with `changes`."""
@@ -86,7 +86,8 @@ class Model:
         }
         return GenerationOptions(**{**defaults, **changes})
 
-    def _beginning(self) -> list[int]:
+    def beginning(self) -> list[int]:
+        """The ids that every stream begins with."""
         bos = self.chat_config.bos_token_id
         return [] if bos is None else [bos]
 
@@ -120,7 +121,7 @@ class Conversation:
         model, template = self._model, self._model.chat_config.conv_template
         first = self._last is None
         ids: Sequence[int] = model.tokenizer.encode_parts(turn(template, message, first))
-        before = model._beginning() if self._last is None else self._last.unconsumed
+        before = model.beginning() if self._last is None else self._last.unconsumed
         options = options.model_copy(update={"stop": (*options.stop, *template.stop_str)})
         self._last = Generation(model.engine, model.tokenizer, self._slot, [*before, *ids], options, interrupted)
         return self._last

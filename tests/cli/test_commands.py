@@ -77,6 +77,7 @@ class Prepared:
         folder.mkdir()
         save_file(golden.parameters, folder / "model.safetensors")
         (folder / "config.json").write_text(golden.config.model_dump_json())
+        (folder / "heads.json").write_text(golden.config.model_copy(update={"num_heads": 5}).model_dump_json())
         (folder / "ids.json").write_text(json.dumps(golden.tokens))
         for arguments in (
             ["convert_weight", folder, "--quantization", "q0f32", "-o", self.model],
@@ -133,6 +134,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no tokenizer": (["generate", "{model}", "--model-lib", "{lib}", "-p", "x"], "text needs the model's tokenizer"),
     "quantization": (["compile", "gecko-demo", "--quantization", "q9", "-o", "x.so"], "expected one of q0f32"),
     "suffix": (["compile", "gecko-demo", "-o", "x.exe"], "unknown suffix"),
+    "heads": (["compile", "{folder}/heads.json", "-o", "x.so"], "z_dim=32 must be a multiple of num_heads=5"),
     "preset": (["compile", "gecko-9b", "-o", "x.so"], "no preset (gecko-7b"),
     "overrides": (["compile", "gecko-demo", "--overrides", "slots=2", "-o", "x.so"], "max_batch_size"),
     "checkpoint": (["convert_weight", "{folder}/config.json", "--source", "{model}", "-o", "{folder}/n"], "found none"),
