@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from gecko_mlc import __version__
-from gecko_mlc.config import GeckoConfig, load_config, preset
+from gecko_mlc.config import PRESETS, GeckoConfig, load_config, preset, validate_config
 from gecko_mlc.quantization import Quantization
 from gecko_mlc.runtime.conversation import TEMPLATES
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import read_json
-from gecko_mlc.runtime.model_folder import ChatConfig, write_chat_config
+from gecko_mlc.runtime.model_folder import CHAT_CONFIG, ChatConfig, read_chat_config, write_chat_config
 from gecko_mlc.runtime.tokenizer import TOKENIZER, Tokenizer
 
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -35,9 +35,6 @@ def read_model_config(config_or_folder: Path) -> GeckoConfig:
 
 def find_config(name: str) -> GeckoConfig:
     """The config of a preset's name, a `config.json`, a checkpoint's folder or a model folder."""
-    from gecko_mlc.config import PRESETS, validate_config
-    from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
-
     path = Path(name)
     if path.is_dir() and (path / CHAT_CONFIG).is_file():
         try:

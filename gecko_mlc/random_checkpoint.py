@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,4 @@ def _dtype(parameter: ParameterSpec, dtype: str) -> str:
 
 
 def _nbytes(parameter: ParameterSpec, dtype: str) -> int:
-    count = 1
-    for extent in parameter.shape:
-        count *= extent
-    return count * int(NUMPY_DTYPES[_dtype(parameter, dtype)].itemsize)
+    return math.prod(parameter.shape) * int(NUMPY_DTYPES[_dtype(parameter, dtype)].itemsize)

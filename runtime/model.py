@@ -14,7 +14,7 @@ from gecko_mlc.runtime.library import Library
 from gecko_mlc.runtime.model_folder import ChatConfig, read_chat_config
 from gecko_mlc.runtime.parameters import load_parameters
 from gecko_mlc.runtime.sampling import Sampling
-from gecko_mlc.runtime.tokenizer import TOKENIZER, Tokenizer
+from gecko_mlc.runtime.tokenizer import Tokenizer
 
 
 class Model:
@@ -42,11 +42,6 @@ class Model:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self.folder, self.engine.vocab_size)
         return self._tokenizer
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether the folder can turn text into ids."""
-        return (self.folder / TOKENIZER).is_file()
 
     def default_sampling(self) -> Sampling:
         """The sampling parameters of the model's chat config."""

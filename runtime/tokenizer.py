@@ -45,11 +45,6 @@ class Tokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    def token_id(self, token: str) -> int | None:
-        """The id of a token's exact text."""
-        result: int | None = self._tokenizer.token_to_id(token)
-        return result
-
 
 def clean(text: str) -> str:
     """Lone surrogates, which no UTF-8 holds, replaced."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from gecko_mlc.tir_kernels.machine import Machine, divide
-from gecko_mlc.tir_kernels.math import MASKED, exp
+from gecko_mlc.tir_kernels.math import MASKED, exp, loader
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
 from tvm import tirx
 from tvm.script import tirx as T
@@ -65,8 +65,7 @@ def prefill(
     columns = width * vectors
     row_tile = max(lanes // 2, 4)
 
-    def load(buffer: Any, *index: Expr) -> Expr:
-        return buffer[index] if cache_dtype == "float32" else T.Cast("float32", buffer[index])
+    load = loader(cache_dtype)
 
     @T.inline
     def score(scores, part, query, keys, slot, parity, h, count, causal_from, maximum):
@@ -213,8 +212,7 @@ def decode(
     tiles = decode_tiles(chunk_size)
     key_width, width = machine.width(size), machine.width(value_size)
 
-    def load(buffer: Any, *index: Expr) -> Expr:
-        return buffer[index] if cache_dtype == "float32" else T.Cast("float32", buffer[index])
+    load = loader(cache_dtype)
 
     @T.inline
     def score(scores, first, rows, queries, keys, i, part, slot, parity, start, h):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from gecko_mlc.tir_kernels.machine import Machine, divide
-from gecko_mlc.tir_kernels.math import silu
+from gecko_mlc.tir_kernels.math import loader, silu
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
 from tvm import tirx
 from tvm.script import tirx as T
@@ -100,8 +100,7 @@ def linear(
     steps = in_features // width
     chains = min(steps, 4)
 
-    def load(weight: Expr, j: Expr, k: Expr) -> Expr:
-        return weight[j, k] if dtype == "float32" else T.Cast("float32", weight[j, k])
+    load = loader(dtype)
 
     def activate(value: Expr) -> Expr:
         return silu(value) if activation == "silu" else value

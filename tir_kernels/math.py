@@ -6,6 +6,7 @@ The C library's functions would be called lane by lane, and GPU drivers' differ 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -13,7 +14,6 @@ from tvm.script import tirx as T
 
 Expr = Any
 
-MINUS_INFINITY = float("-inf")
 # Scores that no softmax may see; finite, so that a difference of two is a number.
 MASKED = -1e30
 
@@ -21,6 +21,15 @@ MASKED = -1e30
 def f32(value: float) -> Expr:
     """A fp32 constant."""
     return tirx.const(value, "float32")
+
+
+def loader(dtype: str) -> Callable[..., Expr]:
+    """A function (buffer, *index) that reads an element of a buffer of `dtype` as fp32."""
+
+    def load(buffer: Any, *index: Expr) -> Expr:
+        return buffer[index] if dtype == "float32" else T.Cast("float32", buffer[index])
+
+    return load
 
 
 def polynomial(x: Expr, coefficients: list[float]) -> Expr:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from gecko_mlc.tir_kernels.machine import Machine, divide
-from gecko_mlc.tir_kernels.math import exp
+from gecko_mlc.tir_kernels.math import exp, loader
 from gecko_mlc.tir_kernels.reduction import clear
 from gecko_mlc.tir_kernels.rows import Rows
 from tvm import tirx
@@ -98,8 +98,7 @@ def write_weights(z_dim: int, heads: int, slots: int, chunk_size: int, cache_dty
     """
     size = z_dim // heads
 
-    def load(buffer: Any, *index: Expr) -> Expr:
-        return buffer[index] if cache_dtype == "float32" else T.Cast("float32", buffer[index])
+    load = loader(cache_dtype)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -182,8 +181,7 @@ def write(
     tile = machine.registers // 4
     position_tile, feature_tile = (_divisor(extent, tile) for extent in (chunk_size, size))
 
-    def load(buffer: Any, *index: Expr) -> Expr:
-        return buffer[index] if cache_dtype == "float32" else T.Cast("float32", buffer[index])
+    load = loader(cache_dtype)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gecko_mlc.cli.common import QuantizationOption, byte_progress, console, show_arguments
+from gecko_mlc.config import GeckoConfig
 from gecko_mlc.quantization import Quantization
 from gecko_mlc.quantization import quantization as find_quantization
 from gecko_mlc.runtime.errors import GeckoError
@@ -40,7 +41,7 @@ def convert_weight(
     Example: gecko-mlc convert_weight my-gecko/ --quantization q0f16 -o dist/my-gecko-q0f16-MLC
     """
     from gecko_mlc.checkpoint import open_checkpoint
-    from gecko_mlc.convert import convert_weights, free_bytes
+    from gecko_mlc.convert import convert_weights
     from gecko_mlc.gen_config import generate_config, read_model_config
 
     scheme = _quantization(quantization)
@@ -48,9 +49,7 @@ def convert_weight(
     show_arguments(config=config, source=source, quantization=quantization, output=output)
     model = read_model_config(config)
     checkpoint = open_checkpoint(source)
-    needed = model.num_parameters() * (4 if scheme.matrix_dtype == "float32" else 2)
-    if needed > free_bytes(output):
-        raise GeckoError(f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left")
+    _check_space(model, scheme.matrix_dtype, output)
     with byte_progress("converting") as progress:
         convert_weights(model, checkpoint, scheme, output, progress)
     generate_config(config, scheme, output, conv_template)
@@ -83,7 +82,6 @@ def random_weight(
 
     Example: gecko-mlc random_weight gecko-120m -o checkpoints/gecko-120m
     """
-    from gecko_mlc.convert import free_bytes
     from gecko_mlc.gen_config import find_config
     from gecko_mlc.random_checkpoint import write_random_checkpoint
 
@@ -91,9 +89,7 @@ def random_weight(
         raise GeckoError(f"--dtype {dtype!r}: expected float32, float16 or bfloat16")
     model = find_config(config)
     show_arguments(config=config, dtype=dtype, seed=seed, output=output)
-    needed = model.num_parameters() * (4 if dtype == "float32" else 2)
-    if needed > free_bytes(output):
-        raise GeckoError(f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left")
+    _check_space(model, dtype, output)
     with byte_progress("writing") as progress:
         write_random_checkpoint(model, output, dtype, seed, progress)
     console.print(f"{model.num_parameters():,} parameters in {output}")
@@ -104,3 +100,12 @@ def _quantization(name: str) -> Quantization:
         return find_quantization(name)
     except ValueError as error:
         raise GeckoError(f"--quantization: {error}") from None
+
+
+def _check_space(model: GeckoConfig, dtype: str, output: Path) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    from gecko_mlc.convert import free_bytes
+
+    needed = model.num_parameters() * (4 if dtype == "float32" else 2)
+    if needed > free_bytes(output):
+        raise GeckoError(f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left")
