@@ -1,0 +1,156 @@
+"""Instructions of NVIDIA GPUs that TensorIR has no loop for, each a device function with its source.
+
+A source is guarded by its own name, so that whoever compiles the kernels for something else than a GPU can
+define the function first.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+Expr = Any
+
+
+def _device_function(name: str, source: str, returns: str = "void") -> Callable[..., Expr]:
+    guarded = f"#ifndef {name}\n{source.strip()}\n#endif\n"
+    return lambda *arguments: T.cuda.func_call(name, *arguments, source_code=guarded, return_type=returns)
+
+
+# Overlapped starts (programmatic dependent launch): a kernel that waits may be started early, and touches
+# nothing that an earlier kernel writes, or reads, before it has waited.
+wait_for_predecessor = _device_function(
+    "gecko_wait_for_predecessor",
+    """
+__device__ __forceinline__ void gecko_wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+""",
+)
+launch_dependents = _device_function(
+    "gecko_launch_dependents",
+    """
+__device__ __forceinline__ void gecko_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+""",
+)
+
+# (shared destination, global source): 16 bytes on their way; `copy_16_if` writes zeros when its third
+# argument, an int, is 0.
+copy_16 = _device_function(
+    "gecko_copy_16",
+    """
+__device__ __forceinline__ void gecko_copy_16(void* destination, const void* source) {
+  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(destination));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
+}
+""",
+)
+copy_16_if = _device_function(
+    "gecko_copy_16_if",
+    """
+__device__ __forceinline__ void gecko_copy_16_if(void* destination, const void* source, int present) {
+  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(destination));
+  int bytes = present ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(bytes) : "memory");
+}
+""",
+)
+commit_copies = _device_function(
+    "gecko_commit_copies",
+    """
+__device__ __forceinline__ void gecko_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+""",
+)
+
+
+def wait_copies(pending: int) -> Expr:
+    """Wait until at most `pending` groups of the thread's copies are on their way."""
+    name = f"gecko_wait_copies_{pending}"
+    source = (
+        f'__device__ __forceinline__ void {name}() {{ asm volatile("cp.async.wait_group {pending};" ::: "memory"); }}'
+    )
+    return _device_function(name, source)()
+
+
+# (condition, address, address): one of two addresses.
+select_address = _device_function(
+    "gecko_select_address",
+    """
+__device__ __forceinline__ const void* gecko_select_address(bool condition, const void* a, const void* b) {
+  return condition ? a : b;
+}
+""",
+    "handle",
+)
+
+# (registers[4] uint32, shared row address): four 8×8 tiles of 16-bit values; lanes 8i to 8i+7 give the
+# addresses of the rows of tile i. Transposed, each tile is.
+load_matrices = _device_function(
+    "gecko_load_matrices",
+    """
+__device__ __forceinline__ void gecko_load_matrices(unsigned* registers, const void* row) {
+  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(address) : "memory");
+}
+""",
+)
+load_matrices_transposed = _device_function(
+    "gecko_load_matrices_transposed",
+    """
+__device__ __forceinline__ void gecko_load_matrices_transposed(unsigned* registers, const void* row) {
+  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(address) : "memory");
+}
+""",
+)
+
+
+def multiply_accumulate(dtype: str) -> Callable[..., Expr]:
+    """(sums[4] fp32, a[4] uint32, b[2] uint32): sums [16, 8] += a [16, 16] · b [16, 8] of float16 or
+    bfloat16, in the fragments of `mma.m16n8k16` (a by rows, b by columns)."""
+    name = {"float16": "gecko_mma_f16", "bfloat16": "gecko_mma_bf16"}[dtype]
+    kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
+    source = f"""
+__device__ __forceinline__ void {name}(float* sums, const unsigned* a, const unsigned* b) {{
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, "
+               "{{%0, %1, %2, %3}};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}}
+"""
+    return _device_function(name, source)
+
+
+# Sum and maximum of a warp's 32 lanes, in every lane.
+warp_sum = _device_function(
+    "gecko_warp_sum",
+    """
+__device__ __forceinline__ float gecko_warp_sum(float value) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  return value;
+}
+""",
+    "float32",
+)
+warp_maximum = _device_function(
+    "gecko_warp_maximum",
+    """
+__device__ __forceinline__ float gecko_warp_maximum(float value) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
+  return value;
+}
+""",
+    "float32",
+)
