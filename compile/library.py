@@ -59,7 +59,7 @@ def compile_library(
         parameters=tuple(
             TensorSpec(name=name, shape=tuple(int(e) for e in p.shape), dtype=p.dtype) for name, p in parameters
         ),
-        state=tuple(state_tensors(config, quantization)),
+        state=tuple(state_tensors(config, quantization, target.machine)),
         workspace_bytes={name: workspace_bytes(lowered[name]) for name in FUNCTIONS},
         tvm_version=tvm.__version__,
     )

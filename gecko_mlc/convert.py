@@ -17,6 +17,7 @@ from gecko_mlc.checkpoint import Checkpoint
 from gecko_mlc.config import GeckoConfig, ParameterSpec
 from gecko_mlc.derived import (
     CEMA_PARAMETERS,
+    block_decay_name,
     cema_coefficients,
     cema_name,
     derived_shapes,
@@ -105,7 +106,8 @@ def _tensors(
         if parameter.name.endswith(".cema.gamma"):
             prefix = parameter.name.removesuffix("gamma")
             values = (checkpoint.read(prefix + leaf) for leaf in CEMA_PARAMETERS)
-            yield cema_name(int(prefix.split(".")[1])), cema_coefficients(*values)
+            layer = int(prefix.split(".")[1])
+            yield from zip((cema_name(layer), block_decay_name(layer)), cema_coefficients(*values), strict=True)
 
 
 def _cast(parameter: ParameterSpec, value: np.ndarray, quantization: Quantization) -> np.ndarray:

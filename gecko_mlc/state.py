@@ -10,15 +10,20 @@ from collections.abc import Iterator
 from gecko_mlc.abi import StateTensor
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.quantization import Quantization
+from gecko_mlc.tir_kernels.machine import CUDA, Machine
 from gecko_mlc.tir_kernels.sampling import PARAMETERS, RECENT_TOKENS
 
 
-def state_tensors(config: GeckoConfig, quantization: Quantization) -> Iterator[StateTensor]:
+def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Machine | CUDA) -> Iterator[StateTensor]:
     """The tensors of one slot.
 
     `position` is (chunk index, offset in the chunk); `random` is (seed low, seed high, tokens drawn);
     `recent` a ring of the last tokens drawn; `counts` how often each was. Keys, values and memory keys
     are two chunk buffers taken in turn by the chunk's parity; keys are rotated by their offset only.
+
+    A GPU writes the memory spread over a chunk's tokens (8c): `memory_sum` and `mass` accumulate, relative to
+    `maximum`, what the memory takes in at the chunk's end. It reads the memory as `memory_read`, rounded to the
+    caches' dtype, where that has 16 bits.
     """
     groups, chunk = config.timenorm_num_groups, config.chunk_size
     heads, cache = config.num_heads, quantization.cache_dtype
@@ -48,5 +53,11 @@ def state_tensors(config: GeckoConfig, quantization: Quantization) -> Iterator[S
             dtype="float32",
             initial="minus_infinity",
         )
+        if isinstance(machine, CUDA):
+            yield tensor(f"{prefix}.memory_sum", heads, config.head_dim, config.value_head_dim)
+            yield tensor(f"{prefix}.mass", heads, config.head_dim)
+            yield tensor(f"{prefix}.maximum", heads, config.head_dim)
+            if cache != "float32":
+                yield tensor(f"{prefix}.memory_read", heads, config.head_dim, config.value_head_dim, dtype=cache)
     yield tensor("final_norm_mean", groups)
     yield tensor("final_norm_var", groups)

@@ -22,6 +22,12 @@ class Machine(NamedTuple):
         return 12 if self.registers >= 32 else 6
 
 
+class CUDA(NamedTuple):
+    """NVIDIA GPUs of some compute capabilities (80 is sm_80), all served by one launch configuration."""
+
+    architectures: tuple[int, ...]
+
+
 def divide(extent: Any, size: int) -> Any:
     """Ceiling division of an integer or a TensorIR expression."""
     return (extent + size - 1) // size

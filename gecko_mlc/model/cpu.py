@@ -1,0 +1,305 @@
+"""Gecko as launches of the CPU's kernels, in the order of the equations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tvm.relax.frontend.nn import Tensor, op
+
+from gecko_mlc.model.launch import Build, Call, State, fresh, launch
+from gecko_mlc.model.parameters import Block, Linear, Mega, NormalizedFFN, Norm, RotaryTables
+from gecko_mlc.tir_kernels import (
+    attention_inputs,
+    chunk_attention,
+    complex_ema,
+    embedding,
+    group_norm,
+    linear,
+    sampling,
+    slots,
+    timestep_norm,
+    working_memory,
+)
+from gecko_mlc.tir_kernels.machine import Machine, divide
+from gecko_mlc.tir_kernels.rows import Rows
+
+
+class CPULaunches:
+    """The parts of a function, each a method that launches its kernels."""
+
+    def __init__(self, build: Build) -> None:
+        assert isinstance(build.machine, Machine)
+        self.build, self.machine = build, build.machine
+
+    def embed(self, call: Call, tokens: Tensor | None, weight: Tensor) -> Tensor:
+        """x [n, D] (2.1) of the tokens, or of the state's current ones."""
+        c = self.build.config
+        if tokens is None:
+            kernel = embedding.current_tokens(self.build.slots)
+            arguments = [call.state["token"], call.slots]
+            tokens = launch(kernel, "current_tokens", arguments, fresh(call.n, dtype="int32"))
+        scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
+        kernel = embedding.take(c.vocab_size, c.model_dim, scale, self.build.quantization.matrix_dtype)
+        return launch(kernel, "embedding", [tokens, weight], fresh(call.n, c.model_dim))
+
+    def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
+        """The output [n, D] of a block."""
+        return self._ffn(block.nffn, self._mega(call, block.prefix, block.mega, rope, x), x)
+
+    def final_norm(self, call: Call, norm: Norm, x: Tensor) -> Tensor:
+        """The rows [n, D] that go to the head."""
+        return self._timestep_norm(call, "final_", norm, x)
+
+    def store_logits(self, call: Call, x: Tensor, weight: Tensor) -> None:
+        """The logits of each sequence's last row, into the state."""
+        c = self.build.config
+        if call.rows is Rows.PREFILL:
+            x = launch(embedding.last_row(c.model_dim), "last_row", [x], fresh(1, c.model_dim))
+        kernel = embedding.store_logits(c.num_outputs, self.build.slots, self.machine)
+        call.state.update(kernel, "store_logits", [self.logits(x, weight), call.slots, "logits"], ["logits"])
+
+    def logits(self, x: Tensor, weight: Tensor, into: Tensor | None = None) -> Tensor:
+        """The logits [n, O] of all rows."""
+        return self._product(x, self._pack(x), weight, into=into)
+
+    def score(self, logits: Tensor, targets: Tensor, log_probabilities: Tensor, entropies: Tensor) -> list[Tensor]:
+        """Log-probabilities [n] of the targets and entropies [n], in place."""
+        return list(
+            op.tensor_ir_inplace_op(
+                sampling.score(self.build.config.num_outputs, self.machine),
+                "score",
+                [logits, targets, log_probabilities, entropies],
+                [2, 3],
+                [log_probabilities, entropies],
+            )
+        )
+
+    def advance(self, call: Call, tokens: Tensor) -> None:
+        """The position moves on by the tokens [n]."""
+        kernel = slots.advance(call.rows, self.build.slots)
+        call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
+
+    def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
+        """A layer's working-memory write (2.7)."""
+        c, b = self.build.config, slot_ids.shape[0]
+        dtype, dz = self.build.quantization.cache_dtype, c.head_dim
+        keys, values, memory, log_norm = (f"{prefix}{name}" for name in ("memory_keys", "values", "memory", "log_norm"))
+        kappa, shares, rho = state.update(
+            working_memory.write_weights(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, dtype),
+            "working_memory_weights",
+            [slot_ids, "position", keys, log_norm],
+            [log_norm],
+            [
+                fresh(b, c.num_heads, c.chunk_size, dz),
+                fresh(b, c.num_heads, c.chunk_size, dz),
+                fresh(b, c.num_heads, dz),
+            ],
+        )
+        state.update(
+            working_memory.write(
+                c.z_dim,
+                c.value_dim,
+                c.num_heads,
+                self.build.slots,
+                c.chunk_size,
+                dtype,
+                self.machine,
+            ),
+            "working_memory_write",
+            [kappa, shares, rho, slot_ids, "position", values, memory],
+            [memory],
+        )
+
+    def next_chunk(self, slot_ids: Tensor, state: State) -> None:
+        """On to offset 0 of the next chunk."""
+        state.update(slots.next_chunk(self.build.slots), "next_chunk", [slot_ids, "position"], ["position"])
+
+    def sample(self, slot_ids: Tensor, state: State) -> None:
+        """The next current token of each slot."""
+        c, b = self.build.config, slot_ids.shape[0]
+        state.update(
+            sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots, self.machine),
+            "sample",
+            [slot_ids, "logits", "sampling", "random", "counts", "token", "recent"],
+            ["random", "counts", "token", "recent"],
+            [fresh(b, c.num_outputs), fresh(b, c.num_outputs)],
+        )
+
+    def fill(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str, value: float) -> None:
+        """Every element of a state tensor, in the slots, becomes `value`."""
+        state.update(slots.fill(self.build.slots, shape, dtype, value), "fill", [slot_ids, name], [name])
+
+    def copy(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """The first slot's part of a state tensor, into the second slot."""
+        state.update(slots.copy(self.build.slots, shape, dtype), "copy", [slot_ids, name], [name])
+
+    # The rest is private.
+
+    def _mega(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
+        """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [n, D]."""
+        c, total = self.build.config, self.build.slots
+        u = self._timestep_norm(call, prefix, mega.timenorm, x)
+        v = self._linear(mega.wv, u, self._pack(u), activation="silu")
+        (ema,) = call.state.update(
+            complex_ema.complex_ema(call.rows, c.model_dim, c.cema_ndim, total, self.machine),
+            "complex_ema",
+            [u, mega.cema.coefficients, call.slots, f"{prefix}ema"],
+            [f"{prefix}ema"],
+            [fresh(call.n, c.model_dim)],
+        )
+        kernel = group_norm.rms_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.machine)
+        mx = launch(kernel, "rms_norm", [ema, *_present(mega.rmsnorm.weight)], fresh(*ema.shape))
+        packed = self._pack(mx)
+        z = self._linear(mega.wz, mx, packed)
+        r = self._linear(mega.wr, mx, packed, activation="silu")
+        h1 = self._linear(mega.wh1, mx, packed)
+
+        dtype = self.build.quantization.cache_dtype
+        keys, values, memory_keys, memory = (f"{prefix}{name}" for name in ("keys", "values", "memory_keys", "memory"))
+        queries, weights = call.state.update(
+            attention_inputs.attention_inputs(
+                call.rows,
+                c.z_dim,
+                c.value_dim,
+                c.num_heads,
+                c.rope_heads,
+                total,
+                c.chunk_size,
+                c.norm_eps,
+                dtype,
+            ),
+            "attention_inputs",
+            [
+                z,
+                v,
+                mega.gamma,
+                mega.beta,
+                rope.cos,
+                rope.sin,
+                call.slots,
+                "position",
+                keys,
+                values,
+                memory_keys,
+            ],
+            [keys, values, memory_keys],
+            [fresh(call.n, 2, c.z_dim), fresh(call.n, c.z_dim)],
+        )
+        sca = self._attend(call, queries, call.state[keys], call.state[values])
+        merged = launch(
+            working_memory.read(call.rows, c.z_dim, c.value_dim, c.num_heads, total, self.machine),
+            "working_memory_read",
+            [weights, sca, r, call.slots, call.state[memory]],
+            fresh(call.n, c.value_dim),
+        )
+        return self._linear(mega.wh2, merged, self._pack(merged), "residual2", [x, h1])
+
+    def _attend(self, call: Call, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """sca [n, E] (2.6)."""
+        c = self.build.config
+        shapes = (
+            c.z_dim,
+            c.value_dim,
+            c.num_heads,
+            self.build.slots,
+            c.chunk_size,
+            self.build.quantization.cache_dtype,
+            self.machine,
+        )
+        arguments = [queries, call.slots, call.state["position"], keys, values]
+        out = fresh(call.n, c.value_dim)
+        if call.rows is Rows.PREFILL:
+            return launch(chunk_attention.prefill(*shapes), "attention", arguments, out)
+        tiles = chunk_attention.decode_tiles(c.chunk_size)
+        partial = op.tensor_ir_op(
+            chunk_attention.decode(*shapes),
+            "attention_tiles",
+            arguments,
+            [
+                fresh(call.n, c.num_heads, tiles, c.value_head_dim),
+                fresh(call.n, c.num_heads, tiles, 2),
+            ],
+        )
+        kernel = chunk_attention.combine(c.value_dim, c.num_heads, c.chunk_size, self.machine)
+        return launch(kernel, "attention_combine", list(partial), out)
+
+    def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
+        """The block's output [n, D] of y, its middle, and x, its input."""
+        c = self.build.config
+        kernel = group_norm.layer_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.machine)
+        weights = _present(ffn.norm.weight, ffn.norm.bias)
+        u = launch(kernel, "layer_norm", [y, *weights], fresh(*y.shape))
+        packed = self._pack(u)
+        hidden = self._linear(ffn.fc1, u, packed, activation="silu")
+        if ffn.fc3 is not None:
+            hidden = self._linear(ffn.fc3, u, packed, "gate", [hidden])
+        residual = x if c.two_hop_residual else y
+        packed = self._pack(hidden)
+        if ffn.alpha is not None:
+            return self._linear(ffn.fc2, hidden, packed, "scale_residual", [ffn.alpha, residual])
+        return self._linear(ffn.fc2, hidden, packed, "residual", [residual])
+
+    def _timestep_norm(self, call: Call, prefix: str, norm: Norm, x: Tensor) -> Tensor:
+        """y [n, D] of x [n, D] (2.2); the moments are the state `<prefix>norm_mean`, `<prefix>norm_var`."""
+        c = self.build.config
+        kernel = timestep_norm.timestep_norm(
+            call.rows,
+            c.model_dim,
+            c.timenorm_num_groups,
+            self.build.slots,
+            c.chunk_size,
+            (c.timenorm_beta1, c.timenorm_beta2),
+            c.norm_eps,
+            self.machine,
+        )
+        moments = [f"{prefix}norm_mean", f"{prefix}norm_var"]
+        arguments = [x, norm.weight, norm.bias, call.slots, "position", *moments]
+        (y,) = call.state.update(kernel, "timestep_norm", arguments, moments, [fresh(call.n, c.model_dim)])
+        return y
+
+    def _pack(self, x: Tensor) -> Tensor:
+        """x [n, K] in the layout of a register tile, shared by the products that read it."""
+        n, features = x.shape
+        out = fresh(divide(n, self.machine.tile_rows), features, self.machine.tile_rows)
+        return launch(linear.pack_rows(int(features), self.machine), "pack_rows", [x], out)
+
+    def _linear(
+        self,
+        layer: Linear,
+        x: Tensor,
+        packed: Tensor,
+        epilogue: str = "plain",
+        operands: Sequence[Tensor] = (),
+        activation: str | None = None,
+    ) -> Tensor:
+        """The product of x [n, in]; a bias is an epilogue of its own."""
+        if layer.bias is not None:
+            epilogue, operands = "bias", [layer.bias]
+        return self._product(x, packed, layer.weight, epilogue, operands, activation)
+
+    def _product(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        weight: Tensor,
+        epilogue: str = "plain",
+        operands: Sequence[Tensor] = (),
+        activation: str | None = None,
+        into: Tensor | None = None,
+    ) -> Tensor:
+        """x [n, in] times weight [out, in], with an epilogue of `tir_kernels.linear`; packed is `_pack(x)`.
+
+        The result is fresh, or written to `into`.
+        """
+        out_features, in_features = (int(extent) for extent in weight.shape)
+        dtype = self.build.quantization.matrix_dtype
+        kernel = linear.linear(in_features, out_features, dtype, self.machine, epilogue, activation)
+        arguments = [x, packed, weight, *operands]
+        if into is not None:
+            return op.tensor_ir_inplace_op(kernel, "linear", [*arguments, into], [len(arguments)], into)
+        return launch(kernel, "linear", arguments, fresh(x.shape[0], out_features))
+
+
+def _present(*parameters: Tensor | None) -> list[Tensor]:
+    return [p for p in parameters if p is not None]

@@ -1,0 +1,80 @@
+"""What launches are made with: the build, the state's newest aliases, and the function being traced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tvm import tirx
+from tvm.relax.frontend.nn import Tensor, op
+
+from gecko_mlc.abi import StateTensor
+from gecko_mlc.config import GeckoConfig
+from gecko_mlc.quantization import Quantization
+from gecko_mlc.tir_kernels.machine import CUDA, Machine
+from gecko_mlc.tir_kernels.rows import Rows
+
+
+class Build(NamedTuple):
+    """What decides the kernels of a library: the model, its dtypes, the machine and the slots."""
+
+    config: GeckoConfig
+    quantization: Quantization
+    machine: Machine | CUDA
+    slots: int
+
+
+class State:
+    """The state tensors inside one function: newest aliases by name."""
+
+    def __init__(self, specs: Sequence[StateTensor], tensors: Sequence[Tensor]) -> None:
+        self._tensors = {spec.name: tensor for spec, tensor in zip(specs, tensors, strict=True)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def update(
+        self,
+        kernel: tirx.PrimFunc,
+        hint: str,
+        arguments: Sequence[Tensor | str],
+        writes: Sequence[str],
+        outputs: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
+        """Launch a kernel that writes the state tensors named in `writes`; its fresh outputs.
+
+        Arguments given by name are state. Outputs follow the arguments in the kernel's signature.
+        """
+        tensors = [self[a] if isinstance(a, str) else a for a in arguments]
+        names = [a if isinstance(a, str) else None for a in arguments]
+        indices = [names.index(name) for name in writes] + [-1] * len(outputs)
+        out = [self[name] for name in writes] + list(outputs)
+        if len(out) == 1:
+            results = [op.tensor_ir_inplace_op(kernel, hint, tensors, indices, out[0])]
+        else:
+            results = list(op.tensor_ir_inplace_op(kernel, hint, tensors, indices, out))
+        self._tensors.update(zip(writes, results, strict=False))
+        return results[len(writes) :]
+
+    def aliases(self) -> list[Tensor]:
+        """All newest aliases, in the order of the arguments."""
+        return list(self._tensors.values())
+
+
+class Call(NamedTuple):
+    """One function being traced: n rows, what they are, the slots they belong to, and the state."""
+
+    rows: Rows
+    n: Any
+    slots: Tensor
+    state: State
+
+
+def fresh(*shape: Any, dtype: str = "float32") -> Tensor:
+    """The description of a kernel's output."""
+    return Tensor.placeholder(list(shape), dtype)
+
+
+def launch(kernel: tirx.PrimFunc, hint: str, arguments: Sequence[Tensor], output: Tensor) -> Tensor:
+    """Launch a kernel that writes nothing but its fresh output."""
+    return op.tensor_ir_op(kernel, hint, list(arguments), output)
