@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import tvm
+from gecko_mlc.compile.cuda_backend import compiling
+from gecko_mlc.compile.cuda_compiler import FATBIN_MAGIC, MachineCode, find_compiler
+from gecko_mlc.compile.cuda_pipeline import PIPELINE as CUDA_PIPELINE
+from gecko_mlc.compile.kernels import Kernel, kernels_of
 from gecko_mlc.compile.link import linker
 from gecko_mlc.compile.lint import check_state_use
 from gecko_mlc.compile.pipeline import export, finish, lower
@@ -24,6 +30,13 @@ SUFFIXES = (".so",)
 PREFILL_CHUNK_SIZE = 2048
 
 
+class Compiled(NamedTuple):
+    """What a library says of itself, and the kernels in it."""
+
+    metadata: Metadata
+    kernels: tuple[Kernel, ...]
+
+
 def compile_library(
     config: GeckoConfig,
     quantization: Quantization,
@@ -32,17 +45,20 @@ def compile_library(
     max_batch_size: int = 1,
     prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
     debug_dump: Path | None = None,
-) -> Metadata:
-    """Compile a model for `target` into the library `output`, whole or not at all; its metadata.
+    progress: Callable[[str], None] = lambda step: None,
+) -> Compiled:
+    """Compile a model for `target` into the library `output`, whole or not at all.
 
     `max_batch_size` is the number of state slots, `prefill_chunk_size` the most tokens of one prefill
-    piece (never more than a chunk). `debug_dump` is a folder for the intermediate programs. Raises
-    `ValueError` for a suffix that is not known and `RuntimeError` when nothing can link.
+    piece (never more than a chunk). `debug_dump` is a folder for the intermediate programs. `progress` is
+    told each step. Raises `ValueError` for a suffix that is not known and `RuntimeError` when nothing can
+    link, or compile for the target's GPUs.
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"{output}: unknown suffix {output.suffix!r}; expected {' or '.join(SUFFIXES)}")
     link = linker(target.spec.triple)
     prefill_chunk_size = min(prefill_chunk_size, config.chunk_size)
+    progress("building the model's functions")
     build = Build(config, quantization, target.machine, max_batch_size)
     exported, parameters = export(build, prefill_chunk_size)
     if faults := check_state_use(exported):
@@ -63,20 +79,56 @@ def compile_library(
         workspace_bytes={name: workspace_bytes(lowered[name]) for name in FUNCTIONS},
         tvm_version=tvm.__version__,
     )
+    kernels = kernels_of(lowered)
+    lowered["_metadata"] = _constant_function(metadata.model_dump_json(by_alias=True))
+    if target.spec.kind == "cuda":
+        executable, code = _build_cuda(lowered, target, progress)
+        kernels = tuple(kernel.with_usage(code.usage) for kernel in kernels)
+    else:
+        progress(f"compiling {len(kernels)} kernels for {target.spec.mcpu}")
+        executable, code = _build(lowered, target), None
     if debug_dump is not None:
         debug_dump.mkdir(parents=True, exist_ok=True)
         (debug_dump / "exported.py").write_text(exported.script())
         (debug_dump / "lowered.py").write_text(lowered.script())
         (debug_dump / "metadata.json").write_text(metadata.model_dump_json(indent=2, by_alias=True))
-    lowered["_metadata"] = _constant_function(metadata.model_dump_json(by_alias=True))
-    with target.tvm_target:
-        executable = relax.build(finish(lowered), target.tvm_target, relax_pipeline=None)
+        if code is not None:
+            (debug_dump / "kernels.cu").write_text(code.source)
+            (debug_dump / "kernels.fatbin").write_bytes(code.fatbin)
+    progress("linking")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         temporary = Path(folder) / output.name
         executable.export_library(str(temporary), fcompile=link, workspace_dir=folder)
+        if code is not None:
+            _check_machine_code(temporary.read_bytes(), code)
         os.replace(temporary, output)
-    return metadata
+    return Compiled(metadata, kernels)
+
+
+def _build(lowered: tvm.IRModule, target: CompileTarget, tir_pipeline: str | None = None) -> Any:
+    with target.tvm_target:
+        return relax.build(finish(lowered), target.tvm_target, relax_pipeline=None, tir_pipeline=tir_pipeline)
+
+
+def _build_cuda(
+    lowered: tvm.IRModule, target: CompileTarget, progress: Callable[[str], None]
+) -> tuple[Any, MachineCode]:
+    compiler = find_compiler()
+    names = ", ".join(f"sm_{a}" for a in target.spec.architectures)
+    with compiling(
+        compiler, target, lambda: progress(f"compiling the kernels for {names} with {compiler.name}")
+    ) as done:
+        progress("generating the kernels' code")
+        executable = _build(lowered, target, CUDA_PIPELINE)
+    (code,) = done
+    return executable, code
+
+
+def _check_machine_code(library: bytes, code: MachineCode) -> None:
+    """The library holds what was compiled, and no source to be compiled where it runs."""
+    if code.fatbin[:4] != FATBIN_MAGIC or code.fatbin not in library or b"__global__" in library:
+        raise AssertionError("the library does not hold the kernels' machine code")
 
 
 def _constant_function(text: str) -> relax.Function:

@@ -14,10 +14,10 @@ from tvm.target import codegen
 
 
 def linker(triple: str) -> Callable[..., None]:
-    """A function (output, objects) that links a shared library for the LLVM `triple`.
+    """A function (output, objects, *, options) that links a shared library for the LLVM `triple`.
 
     A compiler found on this machine links for itself; Zig's, from PyPI, for it and for every other one.
-    Raises `RuntimeError` naming both when neither is there.
+    Objects may be C sources. Raises `RuntimeError` naming both when neither is there.
     """
     native = triple == codegen.llvm_get_system_triple() or _same_platform(triple)
     if native and (compiler := os.environ.get("CC") or shutil.which("cc") or shutil.which("clang")):
@@ -31,11 +31,11 @@ def linker(triple: str) -> Callable[..., None]:
             + "Zig (pip install ziglang)"
         )
 
-    def link(output: str, objects: Sequence[str], **_: object) -> None:
+    def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: object) -> None:
         with tempfile.TemporaryDirectory() as cache:
             environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
             done = subprocess.run(
-                [*command, "-shared", "-fPIC", "-o", output, *objects, "-lm"],
+                [*command, "-shared", "-fPIC", "-o", output, *objects, *(options or ()), "-lm"],
                 capture_output=True,
                 text=True,
                 env=environment,

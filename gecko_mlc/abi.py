@@ -70,14 +70,37 @@ class StateTensor(TensorSpec):
 
 
 class TargetSpec(BaseModel):
-    """The machine a library was compiled for; `features` are the CPU's that its kernels use."""
+    """The machine a library was compiled for: the CPU of its kernels, or of the host code that launches them.
+
+    `features` are the CPU's that the code uses. For GPUs (`kind` cuda): the compute capabilities, as 80 for
+    8.0, that machine code is for (`architectures`) and that PTX is for (`ptx`), and the CUDA version that the
+    driver has to support (`minimum_cuda`).
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    kind: str
+    kind: Literal["cpu", "cuda"]
     triple: str
     mcpu: str
     features: tuple[str, ...]
+    architectures: tuple[int, ...] = ()
+    ptx: tuple[int, ...] = ()
+    minimum_cuda: tuple[int, int] | None = None
+
+    def has_machine_code(self, capability: int) -> bool:
+        """Whether a GPU of this compute capability runs the library's machine code.
+
+        Code for one runs on later ones of the same major version; but code for 8.7, of Tegra, on no other,
+        nor code for others there.
+        """
+        return any(
+            a // 10 == capability // 10 and a <= capability and (a == 87) == (capability == 87)
+            for a in self.architectures
+        )
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether a GPU of this compute capability runs the library, if need be after its driver compiled the PTX."""
+        return self.has_machine_code(capability) or any(p <= capability for p in self.ptx)
 
 
 class Metadata(BaseModel):

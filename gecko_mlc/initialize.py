@@ -10,6 +10,13 @@ import numpy as np
 from gecko_mlc.config import GeckoConfig, ParameterSpec
 
 
+def matrix_deviation(config: GeckoConfig, parameter: ParameterSpec) -> float:
+    """The standard deviation of a weight matrix's initial values; less for what is added to the residual stream."""
+    inputs = config.model_dim if parameter.name == "embed.weight" else parameter.shape[1]
+    residual = parameter.name.endswith((".wh1.weight", ".wh2.weight", ".fc2.weight"))
+    return 1.0 / math.sqrt(inputs * (2 * config.num_layers if residual else 1))
+
+
 def initial_value(config: GeckoConfig, parameter: ParameterSpec, seed: int) -> np.ndarray:
     """The initial fp32 value of one parameter, shape `parameter.shape`.
 
@@ -25,16 +32,8 @@ def initial_value(config: GeckoConfig, parameter: ParameterSpec, seed: int) -> n
         value *= np.float32(deviation)
         return value
 
-    if parameter.name == "embed.weight":
-        return normal(1.0 / math.sqrt(config.model_dim))
-    if leaf == "wh2.weight":
-        return normal(1.0 / math.sqrt(2 * config.num_layers * config.value_dim))
-    if leaf == "fc2.weight":
-        return normal(1.0 / math.sqrt(2 * config.num_layers * config.ffn_hidden_dim))
-    if leaf == "wh1.weight":
-        return normal(1.0 / math.sqrt(2 * config.num_layers * config.model_dim))
     if parameter.matrix:
-        return normal(1.0 / math.sqrt(shape[1]))
+        return normal(matrix_deviation(config, parameter))
     if leaf == "cema.alpha":
         return normal(0.2)
     if leaf == "cema.delta":

@@ -1,0 +1,68 @@
+"""The kernels of a library: what launches them, how, and what they take of a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import tvm
+from gecko_mlc.compile.cuda_compiler import Usage
+from tvm import relax, tirx
+from tvm_ffi import structural_walk
+
+from gecko_mlc.abi import FUNCTIONS
+
+
+class Kernel(NamedTuple):
+    """One kernel: `launches` of each function that has any, and for GPUs the rest.
+
+    `dynamic_shared_bytes` come on top of what `usage` says for each architecture.
+    """
+
+    name: str
+    launches: dict[str, int]
+    threads: int | None = None
+    dynamic_shared_bytes: int = 0
+    usage: dict[int, Usage] = {}  # noqa: RUF012
+
+    def with_usage(self, usage: dict[tuple[str, int], Usage]) -> Kernel:
+        """The kernel with what the compiler reported of it."""
+        device_name = f"{self.name}_kernel"
+        return self._replace(usage={a: used for (name, a), used in usage.items() if name == device_name})
+
+
+def kernels_of(lowered: tvm.IRModule) -> tuple[Kernel, ...]:
+    """The kernels of `compile.pipeline.lower`'s result, in the order of the first launch."""
+    launches: dict[str, Counter[str]] = {}
+    for function in FUNCTIONS:
+        for block in lowered[function].body.blocks:
+            for binding in block.bindings:
+                if isinstance(binding.value, relax.Call) and isinstance(binding.value.op, tvm.ir.GlobalVar):
+                    launches.setdefault(binding.value.op.name_hint, Counter())[function] += 1
+    return tuple(Kernel(name, dict(counts), *_launch_configuration(lowered[name])) for name, counts in launches.items())
+
+
+def _launch_configuration(kernel: tirx.PrimFunc) -> tuple[int | None, int]:
+    """Threads of a block, None for a kernel of a CPU, and bytes of dynamic shared memory."""
+    threads: dict[str, int] = {}
+    shared = 0
+
+    def bind(statement: tirx.AttrStmt) -> None:
+        if statement.attr_key == "thread_extent" and statement.node.thread_tag.startswith("threadIdx"):
+            threads[statement.node.thread_tag] = int(statement.value)
+
+    def allocate(statement: tirx.AllocBuffer) -> None:
+        nonlocal shared
+        buffer = statement.buffer
+        if buffer.scope() == "shared.dyn":
+            shared += math.prod(int(extent) for extent in buffer.shape) * tvm.DataType(buffer.dtype).bits // 8
+
+    structural_walk(kernel.body, [(tirx.AttrStmt, bind), (tirx.AllocBuffer, allocate)], order="pre")
+    return math.prod(threads.values()) if threads else None, shared
+
+
+def launches_of(kernels: tuple[Kernel, ...], function: str, layers: int) -> tuple[int, int, int]:
+    """Launches of a function: in all, in each layer, and besides those."""
+    counts = [kernel.launches.get(function, 0) for kernel in kernels]
+    return sum(counts), sum(count // layers for count in counts), sum(count % layers for count in counts)

@@ -1,0 +1,332 @@
+"""Complex exponential moving average (specification 2.3) of what the timestep decay norm gives, for CUDA.
+
+Components are as parallel as channels, so a sequence needs no blocks of time: in prefill a thread keeps the
+states of a few components of one channel in registers and goes through all tokens in order.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import _device_function, launch_dependents, wait_for_predecessor
+from gecko_mlc.tir_kernels.cuda.store import narrow
+from gecko_mlc.tir_kernels.cuda.timestep_norm import update_moments
+from tvm import tirx
+from tvm.script import tirx as T
+
+Expr = Any
+
+# Tokens that a block has in shared memory at a time.
+TILE = 64
+# A component with a smaller p than this has no state.
+SMALLEST_INPUT = 1e-30
+
+
+def _transposed_sum(count: int) -> Callable[..., Expr]:
+    """(values[count], part): the sum of values[part] over the `count` threads, a power of two, whose lanes differ in
+    the upper bits. Halves the number of values in each exchange."""
+    name = f"gecko_transposed_sum_{count}"
+    source = f"""
+__device__ __forceinline__ float {name}(float* values, int part) {{
+#pragma unroll
+  for (int half = {count} / 2; half > 0; half /= 2) {{
+    bool upper = part & half;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {{
+      float given = upper ? values[i] : values[i + half];
+      float kept = upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(0xffffffffu, given, half * {32 // count});
+    }}
+  }}
+  return values[0];
+}}
+"""
+    return _device_function(name, source, "float32")
+
+
+@functools.cache
+def norm_ema_step(
+    dim: int,
+    groups: int,
+    components: int,
+    slots: int,
+    chunk_size: int,
+    betas: tuple[float, float],
+    eps: float,
+) -> tirx.PrimFunc:
+    """Kernel (x [b, D], weight [D], bias [D], coefficients [5, N, D], slots [b], position, mean [S, G], var [S, G],
+    ema [S, 2, N, D]) → u [b, D], c [b, D].
+
+    One token for each of b slots, all fp32: u is its timestep norm and c = u + EMA. `mean`, `var` and `ema` of the
+    slots are updated in place.
+    """
+    size = dim // groups
+    # A block is a group: `columns` threads side by side with a vector of channels each, `parts` of the components.
+    width = math.gcd(size, 4)
+    vectors = size // width
+    columns = min(vectors, 256)
+    parts = min(components, 512 // columns)
+    threads = -(-columns * parts // 32) * 32
+    tiles = -(-vectors // columns)
+    rounds = -(-components // parts)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        x_handle: T.handle,
+        weight: T.Buffer((dim,), "float32"),
+        bias: T.Buffer((dim,), "float32"),
+        coefficients: T.Buffer((5, components, dim), "float32"),
+        slots_handle: T.handle,
+        position: T.Buffer((slots, 2), "int32"),
+        mean: T.Buffer((slots, groups), "float32"),
+        var: T.Buffer((slots, groups), "float32"),
+        ema: T.Buffer((slots, 2, components, dim), "float32"),
+        u_handle: T.handle,
+        c_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        x = T.match_buffer(x_handle, (b, dim), "float32")
+        u = T.match_buffer(u_handle, (b, dim), "float32")
+        c = T.match_buffer(c_handle, (b, dim), "float32")
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        group = T.launch_thread("blockIdx.x", groups)
+        row = T.launch_thread("blockIdx.y", b)
+        tx = T.launch_thread("threadIdx.x", threads)
+        moments = T.alloc_buffer((3,), scope="local")
+        q = T.alloc_buffer((5, width), scope="local")
+        h = T.alloc_buffer((2, width), scope="local")
+        scale = T.alloc_buffer((2, width), scope="local")
+        entering = T.alloc_buffer((width,), scope="local")
+        new = T.alloc_buffer((2, width), scope="local")
+        total = T.alloc_buffer((width,), scope="local")
+        totals = T.alloc_buffer((parts, columns * width), scope="shared")
+        column: T.let = tx % columns
+        part: T.let = tx // columns
+
+        @T.inline
+        def load_parameters(tile, round_):
+            if tile * columns + column < vectors:
+                for v in T.vectorized(width):
+                    scale[0, v] = T.float32(1) + weight[group * size + (tile * columns + column) * width + v]
+                for v in T.vectorized(width):
+                    scale[1, v] = bias[group * size + (tile * columns + column) * width + v]
+                load_coefficients(tile, round_)
+
+        @T.inline
+        def load_state(tile, round_, slot):
+            if tile * columns + column < vectors and round_ * parts + part < components:
+                for k in T.unroll(2):
+                    for v in T.vectorized(width):
+                        h[k, v] = ema[
+                            slot, k, round_ * parts + part, group * size + (tile * columns + column) * width + v
+                        ]
+
+        @T.inline
+        def load_coefficients(tile, round_):
+            if round_ * parts + part < components:
+                for k in T.unroll(5):
+                    for v in T.vectorized(width):
+                        q[k, v] = coefficients[
+                            k, round_ * parts + part, group * size + (tile * columns + column) * width + v
+                        ]
+
+        launch_dependents()
+        # The first of the parameters, in the usual sizes all, arrive while the predecessor ends.
+        load_parameters(0, 0)
+        wait_for_predecessor()
+        slot: T.let = slot_ids[row]
+        load_state(0, 0, slot)
+        update_moments(moments, x, row, group, size, tx % 32, slot, position, chunk_size, betas, eps, mean, var)
+        for tile in T.serial(tiles):
+            if tile > 0:
+                load_parameters(tile, 0)
+                load_state(tile, 0, slot)
+            for v in T.vectorized(width):
+                total[v] = T.float32(0)
+            if tile * columns + column < vectors and part < parts:
+                d: T.let = group * size + (tile * columns + column) * width
+                for v in T.vectorized(width):
+                    entering[v] = (x[row, d + v] - moments[0]) * moments[2] * scale[0, v] + scale[1, v]
+                if part == 0:
+                    for v in T.vectorized(width):
+                        u[row, d + v] = entering[v]
+                    for v in T.vectorized(width):
+                        total[v] = entering[v]
+                for round_ in T.serial(rounds):
+                    if round_ > 0:
+                        load_coefficients(tile, round_)
+                        load_state(tile, round_, slot)
+                    if round_ * parts + part < components:
+                        j: T.let = round_ * parts + part
+                        for v in T.unroll(width):
+                            new[0, v] = q[0, v] * h[0, v] - q[1, v] * h[1, v] + q[2, v] * entering[v]
+                            new[1, v] = q[0, v] * h[1, v] + q[1, v] * h[0, v]
+                            total[v] = total[v] + (q[3, v] * new[0, v] - q[4, v] * new[1, v])
+                        for k in T.unroll(2):
+                            for v in T.vectorized(width):
+                                ema[slot, k, j, d + v] = new[k, v]
+                for v in T.vectorized(width):
+                    totals[part, column * width + v] = total[v]
+            T.tvm_storage_sync("shared")
+            for k in T.serial((columns * width + threads - 1) // threads):
+                i: T.let = k * threads + tx
+                if i < columns * width and tile * columns * width + i < size:
+                    total[0] = T.float32(0)
+                    for p in T.unroll(parts):
+                        total[0] = total[0] + totals[p, i]
+                    c[row, group * size + tile * columns * width + i] = total[0]
+            if tiles > 1:
+                T.tvm_storage_sync("shared")
+        if tx == 0:
+            mean[slot, group] = moments[0]
+            var[slot, group] = moments[1]
+
+    return kernel
+
+
+@functools.cache
+def norm_ema(dim: int, groups: int, components: int, slots: int, dtype: str) -> tirx.PrimFunc:
+    """Kernel (x [n, D], weight [D], bias [D], coefficients [5, N, D], moments [G, n, 2], slots [1], ema [S, 2, N, D])
+    → u [n, D] of `dtype`, c [n, D].
+
+    Tokens of one slot in order; `moments` are those of `timestep_norm_moments`. u is their timestep norm and
+    c = u + EMA, of the u before it was rounded; all but u fp32. `ema` of the slot is updated in place.
+    """
+    size = dim // groups
+    # `parts` threads of a warp share a channel. Half a GPU of threads is worth more than their sums cost.
+    parts = 4 if dim >= 4096 else 8
+    while parts < 32 and components > 8 * parts:
+        parts *= 2
+    held = -(-components // parts)
+    lanes = 32 // parts
+    threads = 128
+    channels = threads // parts
+    # The threads of a block side by side load and normalize a tile, `width` channels each.
+    width = math.gcd(size, 4)
+    columns = channels // width
+    passes = TILE * columns // threads
+    rows = threads // columns
+    sum_parts = _transposed_sum(parts)
+    convert = narrow(dtype)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        x_handle: T.handle,
+        weight: T.Buffer((dim,), "float32"),
+        bias: T.Buffer((dim,), "float32"),
+        coefficients: T.Buffer((5, components, dim), "float32"),
+        moments_handle: T.handle,
+        slot_ids: T.Buffer((1,), "int32"),
+        ema: T.Buffer((slots, 2, components, dim), "float32"),
+        u_handle: T.handle,
+        c_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, dim), "float32")
+        moments = T.match_buffer(moments_handle, (groups, n, 2), "float32")
+        u = T.match_buffer(u_handle, (n, dim), dtype)
+        c = T.match_buffer(c_handle, (n, dim), "float32")
+        bx = T.launch_thread("blockIdx.x", (dim + channels - 1) // channels)
+        tx = T.launch_thread("threadIdx.x", threads)
+        tile = T.alloc_buffer((2, TILE, channels), scope="shared")
+        # Of the tile: the channels of a thread, as loaded.
+        incoming = T.alloc_buffer((passes, width), scope="local")
+        average = T.alloc_buffer((passes, 2), scope="local")
+        scale = T.alloc_buffer((2, width), scope="local")
+        # Of the EMA: one channel, `held` components with their state divided by p, which saves a product a token.
+        p = T.alloc_buffer((held,), scope="local")
+        q = T.alloc_buffer((held, 2), scope="local")
+        g = T.alloc_buffer((held, 2), scope="local")
+        h = T.alloc_buffer((held, 2), scope="local")
+        old = T.alloc_buffer((1,), scope="local")
+        sums = T.alloc_buffer((parts,), scope="local")
+        d: T.let = bx * channels + tx % columns * width
+        part: T.let = tx % 32 // lanes
+        channel: T.let = tx // 32 * lanes + tx % lanes
+        slot: T.let = slot_ids[0]
+
+        @T.inline
+        def load_tile(start):
+            for k in T.unroll(passes):
+                if d < dim and start + k * rows + tx // columns < n:
+                    for v in T.vectorized(width):
+                        incoming[k, v] = x[start + k * rows + tx // columns, d + v]
+                    for v in T.vectorized(2):
+                        average[k, v] = moments[d // size, start + k * rows + tx // columns, v]
+
+        @T.inline
+        def normalize_tile(start, buffer):
+            for k in T.unroll(passes):
+                if d < dim and start + k * rows + tx // columns < n:
+                    for v in T.unroll(width):
+                        incoming[k, v] = (incoming[k, v] - average[k, 0]) * average[k, 1] * scale[0, v] + scale[1, v]
+                    for v in T.vectorized(width):
+                        tile[buffer, k * rows + tx // columns, tx % columns * width + v] = incoming[k, v]
+                    for v in T.vectorized(width):
+                        u[start + k * rows + tx // columns, d + v] = convert(incoming[k, v])
+
+        @T.inline
+        def step(buffer, t, i):
+            """The states after token t of the tile; sums[i] = this thread's share of its output."""
+            sums[i] = T.float32(0)
+            for j in T.unroll(held):
+                old[0] = h[j, 0]
+                h[j, 0] = q[j, 0] * old[0] + (tile[buffer, t, channel] - q[j, 1] * h[j, 1])
+                h[j, 1] = q[j, 0] * h[j, 1] + q[j, 1] * old[0]
+                sums[i] = sums[i] + g[j, 0] * h[j, 0]
+                sums[i] = sums[i] - g[j, 1] * h[j, 1]
+
+        for v in T.vectorized(width):
+            scale[0, v] = T.float32(0)
+        for v in T.vectorized(width):
+            scale[1, v] = T.float32(0)
+        if d < dim:
+            for v in T.vectorized(width):
+                scale[0, v] = T.float32(1) + weight[d + v]
+            for v in T.vectorized(width):
+                scale[1, v] = bias[d + v]
+        load_tile(0)
+        for j in T.unroll(held):
+            p[j] = T.float32(0)
+            for k in T.unroll(2):
+                q[j, k] = T.float32(0)
+                g[j, k] = T.float32(0)
+                h[j, k] = T.float32(0)
+            if bx * channels + channel < dim and part * held + j < components:
+                p[j] = coefficients[2, part * held + j, bx * channels + channel]
+                if T.abs(p[j]) < T.float32(SMALLEST_INPUT):
+                    p[j] = T.float32(0)
+                for k in T.unroll(2):
+                    q[j, k] = coefficients[k, part * held + j, bx * channels + channel]
+                    g[j, k] = coefficients[3 + k, part * held + j, bx * channels + channel] * p[j]
+                if p[j] != T.float32(0):
+                    for k in T.unroll(2):
+                        h[j, k] = ema[slot, k, part * held + j, bx * channels + channel] / p[j]
+        for block in T.serial((n + TILE - 1) // TILE):
+            normalize_tile(block * TILE, block % 2)
+            # The other buffer is free as well: whoever passes has left it.
+            T.tvm_storage_sync("shared")
+            load_tile((block + 1) * TILE)
+            for batch in T.serial((T.min(n - block * TILE, TILE) + parts - 1) // parts):
+                if block * TILE + (batch + 1) * parts <= n:
+                    for i in T.unroll(parts):
+                        step(block % 2, batch * parts + i, i)
+                else:
+                    for i in T.unroll(parts):
+                        sums[i] = T.float32(0)
+                        if block * TILE + batch * parts + i < n:
+                            step(block % 2, batch * parts + i, i)
+                sums[0] = sum_parts(T.address_of(sums[0]), part)
+                if block * TILE + batch * parts + part < n and bx * channels + channel < dim:
+                    c[block * TILE + batch * parts + part, bx * channels + channel] = (
+                        sums[0] + tile[block % 2, batch * parts + part, channel]
+                    )
+        for j in T.unroll(held):
+            if bx * channels + channel < dim and part * held + j < components:
+                for k in T.unroll(2):
+                    ema[slot, k, part * held + j, bx * channels + channel] = h[j, k] * p[j]
+
+    return kernel

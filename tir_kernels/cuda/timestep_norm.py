@@ -1,0 +1,367 @@
+"""Timestep decay norm (specification 2.2, in the bias-corrected form of 8a) for CUDA.
+
+Decoding normalizes a group of one token in a warp. In prefill a block goes through all tokens of a group:
+with r the average before the first of them, the average after token t is
+
+    r + w_t · Σ_{i ≤ t} β^(t−i) · (μ_i − r),    w_t = (1 − β) / (1 − β^count),
+
+a scan with a constant decay, which starts from 0 and keeps a constant input exactly.
+"""
+
+import functools
+import math
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import (
+    _device_function,
+    launch_dependents,
+    wait_for_predecessor,
+    warp_sum,
+)
+from gecko_mlc.tir_kernels.math import f32
+from tvm import tirx
+from tvm.script import tirx as T
+
+_average_weight = _device_function(
+    "gecko_average_weight",
+    """
+__device__ __forceinline__ float gecko_average_weight(float count, float newest, float log_beta) {
+  return newest / -expm1f(count * log_beta);
+}
+""",
+    "float32",
+)
+# (value, the previous lane's share of 1, 2, 4, 8, 16 lanes' distance that is lost): a warp's inclusive sums.
+_decayed_sums = _device_function(
+    "gecko_decayed_sums",
+    """
+__device__ __forceinline__ float gecko_decayed_sums(float value, float lost_1, float lost_2, float lost_4,
+                                                    float lost_8, float lost_16) {
+  const float lost[5] = {lost_1, lost_2, lost_4, lost_8, lost_16};
+#pragma unroll
+  for (int k = 0; k < 5; ++k) {
+    float before = __shfl_up_sync(0xffffffffu, value, 1 << k);
+    if (threadIdx.x % 32 >= 1 << k) value += before - lost[k] * before;
+  }
+  return value;
+}
+""",
+    "float32",
+)
+# The value of the lane before; the first keeps its own.
+_lane_before = _device_function(
+    "gecko_lane_before",
+    """
+__device__ __forceinline__ float gecko_lane_before(float value) { return __shfl_up_sync(0xffffffffu, value, 1); }
+""",
+    "float32",
+)
+
+
+def _team_sum(team: int):  # type: ignore[no-untyped-def]
+    """A function: the sum over each `team` neighbouring lanes, a power of two, in all of them."""
+    name = f"gecko_team_sum_{team}"
+    return _device_function(
+        name,
+        f"""
+__device__ __forceinline__ float {name}(float value) {{
+#pragma unroll
+  for (int lane = {team} / 2; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  return value;
+}}
+""",
+        "float32",
+    )
+
+
+def average_weight(count, beta):  # type: ignore[no-untyped-def]
+    """(1 − β) / (1 − β^count): the weight of the newest value in a decayed average (8a)."""
+    return _average_weight(count, f32(1.0 - beta), f32(math.log(beta)))
+
+
+def _count(position, slot, chunk_size, done):  # type: ignore[no-untyped-def]
+    """Tokens of the stream when `done` of this call are: fp32, exact up to 2^24."""
+    return T.Cast("float32", position[slot, 0]) * f32(chunk_size) + T.Cast("float32", position[slot, 1] + done)
+
+
+@T.inline
+def update_moments(moments, x, row, group, size, lane, slot, position, chunk_size, betas, eps, mean, var):
+    """moments[0], [1] = mean and variance of a group of one token, averaged with the past; [2] = 1/√(variance + ε).
+
+    Every lane of a warp has the same, and has read mean and var of the slot.
+    """
+    moments[0] = T.float32(0)
+    for k in T.serial((size + 31) // 32):
+        if k * 32 + lane < size:
+            moments[0] = moments[0] + x[row, group * size + k * 32 + lane]
+    moments[0] = warp_sum(moments[0]) / T.float32(size)
+    moments[1] = T.float32(0)
+    for k in T.serial((size + 31) // 32):
+        if k * 32 + lane < size:
+            moments[1] = moments[1] + (x[row, group * size + k * 32 + lane] - moments[0]) * (
+                x[row, group * size + k * 32 + lane] - moments[0]
+            )
+    moments[1] = warp_sum(moments[1]) / T.float32(size)
+    moments[0] = mean[slot, group] + average_weight(_count(position, slot, chunk_size, 1), betas[0]) * (
+        moments[0] - mean[slot, group]
+    )
+    moments[1] = var[slot, group] + average_weight(_count(position, slot, chunk_size, 1), betas[1]) * (
+        moments[1] - var[slot, group]
+    )
+    moments[2] = T.float32(1) / T.sqrt(moments[1] + T.float32(eps))
+
+
+@functools.cache
+def timestep_norm_step(
+    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float
+) -> tirx.PrimFunc:
+    """Kernel (x [b, D], weight [D], bias [D], slots [b], position, mean [S, G], var [S, G]) → y [b, D].
+
+    One token for each of b slots, all fp32; `mean` and `var` of the slots are updated in place.
+    """
+    size = dim // groups
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        x_handle: T.handle,
+        weight: T.Buffer((dim,), "float32"),
+        bias: T.Buffer((dim,), "float32"),
+        slots_handle: T.handle,
+        position: T.Buffer((slots, 2), "int32"),
+        mean: T.Buffer((slots, groups), "float32"),
+        var: T.Buffer((slots, groups), "float32"),
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        x = T.match_buffer(x_handle, (b, dim), "float32")
+        y = T.match_buffer(y_handle, (b, dim), "float32")
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        group = T.launch_thread("blockIdx.x", groups)
+        row = T.launch_thread("blockIdx.y", b)
+        lane = T.launch_thread("threadIdx.x", 32)
+        moments = T.alloc_buffer((3,), scope="local")
+        launch_dependents()
+        wait_for_predecessor()
+        slot: T.let = slot_ids[row]
+        update_moments(moments, x, row, group, size, lane, slot, position, chunk_size, betas, eps, mean, var)
+        T.tvm_storage_sync("shared")
+        if lane == 0:
+            mean[slot, group] = moments[0]
+            var[slot, group] = moments[1]
+        for k in T.serial((size + 31) // 32):
+            if k * 32 + lane < size:
+                y[row, group * size + k * 32 + lane] = (x[row, group * size + k * 32 + lane] - moments[0]) * moments[
+                    2
+                ] * (T.float32(1) + weight[group * size + k * 32 + lane]) + bias[group * size + k * 32 + lane]
+
+    return kernel
+
+
+@functools.cache
+def timestep_norm_moments(
+    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float
+) -> tirx.PrimFunc:
+    """Kernel (x [n, D], slots [1], position, mean [S, G], var [S, G]) → moments [G, n, 2].
+
+    Tokens of one slot in order, all fp32: for each the average mean and 1/√(average variance + ε) of its
+    norm; `mean` and `var` of the slot are updated in place.
+    """
+    return _scan(dim, groups, slots, chunk_size, betas, eps, False)
+
+
+@functools.cache
+def last_timestep_norm(
+    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float
+) -> tirx.PrimFunc:
+    """Kernel (x [n, D], weight [D], bias [D], slots [1], position, mean [S, G], var [S, G]) → y [1, D].
+
+    The norm of the last of n tokens, all fp32; `mean` and `var` of the slot are updated in place.
+    """
+    return _scan(dim, groups, slots, chunk_size, betas, eps, True)
+
+
+def _scan(
+    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float, last: bool
+) -> tirx.PrimFunc:
+    size = dim // groups
+    beta_mean, beta_var = betas
+    # Moments of a token: `team` lanes with up to 4 vectors each, more in large groups; kept in registers.
+    width = math.gcd(size, 4)
+    vectors = size // width
+    team = min(32, 1 << (-(-vectors // 4) - 1).bit_length())
+    rounds = -(-vectors // team)
+    sum_team = _team_sum(team)
+    # Their scan: `run` successive tokens a thread, a tile at a time.
+    longest = 1 << (chunk_size - 1).bit_length()
+    threads = min(512, max(32, longest))
+    ahead = 2 if rounds * width <= 16 else 1
+    together = threads // team * ahead
+    tile = max(threads, min(2048, longest))
+    run = tile // threads
+    warps = threads // 32
+
+    @T.inline
+    def keep(sums, m, beta, tokens):
+        """sums[m] *= β^tokens, of which the small 1 − β^tokens is what has to be exact."""
+        sums[m] = sums[m] - T.float32(-math.expm1(tokens * math.log(beta))) * sums[m]
+
+    @T.inline
+    def scan_warp(m, beta, before, sums, moments, warp_sums, tokens, tx):
+        """sums[m] = decayed sum of all tokens of the warp before the thread's run."""
+        sums[m] = T.float32(0)
+        for i in T.unroll(run):
+            keep(sums, m, beta, 1)
+            if tx * run + i < tokens:
+                sums[m] = sums[m] + (moments[m, tx * run + i] - before[m])
+        sums[m] = _decayed_sums(sums[m], *[f32(-math.expm1((run << k) * math.log(beta))) for k in range(5)])
+        if tx % 32 == 31:
+            warp_sums[m, tx // 32] = sums[m]
+        sums[m] = _lane_before(sums[m])
+        if tx % 32 == 0:
+            sums[m] = T.float32(0)
+
+    @T.inline
+    def add_warps(m, beta, sums, others, warp_sums, carried, tx):
+        """Add to sums[m] the warps before, and the tiles before."""
+        others[m] = carried[m]
+        for warp in T.serial(tx // 32):
+            keep(others, m, beta, 32 * run)
+            others[m] = others[m] + warp_sums[m, warp]
+        sums[m] = sums[m] + others[m] * T.exp(T.Cast("float32", tx % 32 * run) * T.float32(math.log(beta)))
+
+    @T.inline
+    def average(m, beta, average, before, sums, moments, i, count):
+        """average[m] after one more token."""
+        keep(sums, m, beta, 1)
+        sums[m] = sums[m] + (moments[m, i] - before[m])
+        average[m] = before[m] + sums[m] * average_weight(count, beta)
+
+    @T.inline
+    def scan(x, slot, position, mean, var, n, group, tx, finish):
+        values = T.alloc_buffer((ahead, rounds * width), scope="local")
+        token = T.alloc_buffer((2,), scope="local")
+        before = T.alloc_buffer((2,), scope="local")
+        sums = T.alloc_buffer((2,), scope="local")
+        others = T.alloc_buffer((2,), scope="local")
+        moments = T.alloc_buffer((2, tile), scope="shared")
+        warp_sums = T.alloc_buffer((2, warps), scope="shared")
+        carried = T.alloc_buffer((2,), scope="shared")
+        before[0] = mean[slot, group]
+        before[1] = var[slot, group]
+        if tx < 2:
+            carried[tx] = T.float32(0)
+        for start in T.serial((n + tile - 1) // tile):
+            tokens: T.let = T.min(n - start * tile, tile)
+            # 1. Mean and variance of every token.
+            for step in T.serial((tokens + together - 1) // together):
+                for a in T.unroll(ahead):
+                    for r in T.unroll(rounds):
+                        for v in T.vectorized(width):
+                            values[a, r * width + v] = T.float32(0)
+                        if step * together + a * (threads // team) + tx // team < tokens:
+                            if r * team + tx % team < vectors:
+                                for v in T.vectorized(width):
+                                    values[a, r * width + v] = x[
+                                        start * tile + step * together + a * (threads // team) + tx // team,
+                                        group * size + (r * team + tx % team) * width + v,
+                                    ]
+                for a in T.unroll(ahead):
+                    t: T.let = step * together + a * (threads // team) + tx // team
+                    token[0] = T.float32(0)
+                    for v in T.unroll(rounds * width):
+                        token[0] = token[0] + values[a, v]
+                    token[0] = sum_team(token[0]) / T.float32(size)
+                    token[1] = T.float32(0)
+                    for r in T.unroll(rounds):
+                        if r * team + tx % team < vectors:
+                            for v in T.unroll(width):
+                                token[1] = token[1] + (values[a, r * width + v] - token[0]) * (
+                                    values[a, r * width + v] - token[0]
+                                )
+                    token[1] = sum_team(token[1]) / T.float32(size)
+                    if tx % team == 0 and t < tokens:
+                        moments[0, t] = token[0]
+                        moments[1, t] = token[1]
+            T.tvm_storage_sync("shared")
+            # 2. Decayed sums of what comes before each thread's run: in its warp, in others, in other tiles.
+            scan_warp(0, beta_mean, before, sums, moments, warp_sums, tokens, tx)
+            scan_warp(1, beta_var, before, sums, moments, warp_sums, tokens, tx)
+            T.tvm_storage_sync("shared")
+            add_warps(0, beta_mean, sums, others, warp_sums, carried, tx)
+            add_warps(1, beta_var, sums, others, warp_sums, carried, tx)
+            T.tvm_storage_sync("shared")
+            # 3. The averages of every token.
+            for i in T.unroll(run):
+                if tx * run + i < tokens:
+                    count: T.let = _count(position, slot, chunk_size, start * tile + tx * run + i + 1)
+                    average(0, beta_mean, token, before, sums, moments, tx * run + i, count)
+                    average(1, beta_var, token, before, sums, moments, tx * run + i, count)
+                    if start * tile + tx * run + i == n - 1:
+                        mean[slot, group] = token[0]
+                        var[slot, group] = token[1]
+                    token[1] = T.float32(1) / T.sqrt(token[1] + T.float32(eps))
+                    finish(start * tile + tx * run + i, token)
+            if tx == threads - 1:
+                carried[0] = sums[0]
+                carried[1] = sums[1]
+            T.tvm_storage_sync("shared")
+
+    # Parsing happens at definition: only the signature asked for is defined.
+    if last:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            weight: T.Buffer((dim,), "float32"),
+            bias: T.Buffer((dim,), "float32"),
+            slot_ids: T.Buffer((1,), "int32"),
+            position: T.Buffer((slots, 2), "int32"),
+            mean: T.Buffer((slots, groups), "float32"),
+            var: T.Buffer((slots, groups), "float32"),
+            y: T.Buffer((1, dim), "float32"),
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            x = T.match_buffer(x_handle, (n, dim), "float32")
+            group = T.launch_thread("blockIdx.x", groups)
+            tx = T.launch_thread("threadIdx.x", threads)
+            final = T.alloc_buffer((2,), scope="shared")
+
+            @T.inline
+            def finish(t, token):
+                if t == n - 1:
+                    final[0] = token[0]
+                    final[1] = token[1]
+
+            scan(x, slot_ids[0], position, mean, var, n, group, tx, finish)
+            for k in T.serial((size + threads - 1) // threads):
+                if k * threads + tx < size:
+                    d: T.let = group * size + k * threads + tx
+                    y[0, d] = (x[n - 1, d] - final[0]) * final[1] * (T.float32(1) + weight[d]) + bias[d]
+
+    else:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            slot_ids: T.Buffer((1,), "int32"),
+            position: T.Buffer((slots, 2), "int32"),
+            mean: T.Buffer((slots, groups), "float32"),
+            var: T.Buffer((slots, groups), "float32"),
+            moments_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            x = T.match_buffer(x_handle, (n, dim), "float32")
+            moments = T.match_buffer(moments_handle, (groups, n, 2), "float32")
+            group = T.launch_thread("blockIdx.x", groups)
+            tx = T.launch_thread("threadIdx.x", threads)
+
+            @T.inline
+            def finish(t, token):
+                for v in T.vectorized(2):
+                    moments[group, t, v] = token[v]
+
+            scan(x, slot_ids[0], position, mean, var, n, group, tx, finish)
+
+    return kernel
