@@ -22,10 +22,18 @@ class Machine(NamedTuple):
         return 12 if self.registers >= 32 else 6
 
 
+_SHARED_MEMORY_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
+
+
 class CUDA(NamedTuple):
     """NVIDIA GPUs of some compute capabilities (80 is sm_80), all served by one launch configuration."""
 
     architectures: tuple[int, ...]
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of shared memory that a block can have on all of them."""
+        return min(_SHARED_MEMORY_KIB.get(architecture, 99) for architecture in self.architectures) * 1024
 
 
 def divide(extent: Any, size: int) -> Any:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import _device_function, launch_dependents, wait_for_predecessor
+from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, launch_dependents, wait_for_predecessor
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.timestep_norm import update_moments
 from tvm import tirx
@@ -42,7 +42,7 @@ __device__ __forceinline__ float {name}(float* values, int part) {{
   return values[0];
 }}
 """
-    return _device_function(name, source, "float32")
+    return device_function(name, source, "float32")
 
 
 @functools.cache

@@ -4,7 +4,8 @@ A source is guarded by its own name, so that whoever compiles the kernels for so
 define the function first.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.script import tirx as T
@@ -12,14 +13,23 @@ from tvm.script import tirx as T
 Expr = Any
 
 
-def _device_function(name: str, source: str, returns: str = "void") -> Callable[..., Expr]:
-    guarded = f"#ifndef {name}\n{source.strip()}\n#endif\n"
-    return lambda *arguments: T.cuda.func_call(name, *arguments, source_code=guarded, return_type=returns)
+class device_function:  # noqa: N801
+    """A device function: called in TensorIR, it is a call. `uses` are those that its source calls."""
+
+    def __init__(
+        self, name: str, source: str, returns: str = "void", uses: Sequence["device_function"] = ()
+    ) -> None:
+        self.name, self.returns = name, returns
+        guarded = f"#ifndef {name}\n#define {name} {name}\n{source.strip()}\n#endif\n"
+        self.source = "".join(function.source for function in uses) + guarded
+
+    def __call__(self, *arguments: Expr) -> Expr:
+        return T.cuda.func_call(self.name, *arguments, source_code=self.source, return_type=self.returns)
 
 
 # Overlapped starts (programmatic dependent launch): a kernel that waits may be started early, and touches
 # nothing that an earlier kernel writes, or reads, before it has waited.
-wait_for_predecessor = _device_function(
+wait_for_predecessor = device_function(
     "gecko_wait_for_predecessor",
     """
 __device__ __forceinline__ void gecko_wait_for_predecessor() {
@@ -29,7 +39,7 @@ __device__ __forceinline__ void gecko_wait_for_predecessor() {
 }
 """,
 )
-launch_dependents = _device_function(
+launch_dependents = device_function(
     "gecko_launch_dependents",
     """
 __device__ __forceinline__ void gecko_launch_dependents() {
@@ -42,7 +52,7 @@ __device__ __forceinline__ void gecko_launch_dependents() {
 
 # (shared destination, global source): 16 bytes on their way; `copy_16_if` writes zeros when its third
 # argument, an int, is 0.
-copy_16 = _device_function(
+copy_16 = device_function(
     "gecko_copy_16",
     """
 __device__ __forceinline__ void gecko_copy_16(void* destination, const void* source) {
@@ -51,7 +61,7 @@ __device__ __forceinline__ void gecko_copy_16(void* destination, const void* sou
 }
 """,
 )
-copy_16_if = _device_function(
+copy_16_if = device_function(
     "gecko_copy_16_if",
     """
 __device__ __forceinline__ void gecko_copy_16_if(void* destination, const void* source, int present) {
@@ -61,7 +71,7 @@ __device__ __forceinline__ void gecko_copy_16_if(void* destination, const void* 
 }
 """,
 )
-commit_copies = _device_function(
+commit_copies = device_function(
     "gecko_commit_copies",
     """
 __device__ __forceinline__ void gecko_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -75,11 +85,11 @@ def wait_copies(pending: int) -> Expr:
     source = (
         f'__device__ __forceinline__ void {name}() {{ asm volatile("cp.async.wait_group {pending};" ::: "memory"); }}'
     )
-    return _device_function(name, source)()
+    return device_function(name, source)()
 
 
 # (condition, address, address): one of two addresses.
-select_address = _device_function(
+select_address = device_function(
     "gecko_select_address",
     """
 __device__ __forceinline__ const void* gecko_select_address(bool condition, const void* a, const void* b) {
@@ -91,7 +101,7 @@ __device__ __forceinline__ const void* gecko_select_address(bool condition, cons
 
 # (registers[4] uint32, shared row address): four 8×8 tiles of 16-bit values; lanes 8i to 8i+7 give the
 # addresses of the rows of tile i. Transposed, each tile is.
-load_matrices = _device_function(
+load_matrices = device_function(
     "gecko_load_matrices",
     """
 __device__ __forceinline__ void gecko_load_matrices(unsigned* registers, const void* row) {
@@ -102,7 +112,7 @@ __device__ __forceinline__ void gecko_load_matrices(unsigned* registers, const v
 }
 """,
 )
-load_matrices_transposed = _device_function(
+load_matrices_transposed = device_function(
     "gecko_load_matrices_transposed",
     """
 __device__ __forceinline__ void gecko_load_matrices_transposed(unsigned* registers, const void* row) {
@@ -115,24 +125,25 @@ __device__ __forceinline__ void gecko_load_matrices_transposed(unsigned* registe
 )
 
 
-def multiply_accumulate(dtype: str) -> Callable[..., Expr]:
+@functools.cache
+def multiply_accumulate(dtype: str) -> device_function:
     """(sums[4] fp32, a[4] uint32, b[2] uint32): sums [16, 8] += a [16, 16] · b [16, 8] of float16 or
     bfloat16, in the fragments of `mma.m16n8k16` (a by rows, b by columns)."""
     name = {"float16": "gecko_mma_f16", "bfloat16": "gecko_mma_bf16"}[dtype]
     kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
     source = f"""
 __device__ __forceinline__ void {name}(float* sums, const unsigned* a, const unsigned* b) {{
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, "
-               "{{%0, %1, %2, %3}};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
+               "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
                : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }}
 """
-    return _device_function(name, source)
+    return device_function(name, source)
 
 
 # Sum and maximum of a warp's 32 lanes, in every lane.
-warp_sum = _device_function(
+warp_sum = device_function(
     "gecko_warp_sum",
     """
 __device__ __forceinline__ float gecko_warp_sum(float value) {
@@ -143,7 +154,7 @@ __device__ __forceinline__ float gecko_warp_sum(float value) {
 """,
     "float32",
 )
-warp_maximum = _device_function(
+warp_maximum = device_function(
     "gecko_warp_maximum",
     """
 __device__ __forceinline__ float gecko_warp_maximum(float value) {

@@ -12,7 +12,7 @@ import functools
 import math
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
-    _device_function,
+    device_function,
     launch_dependents,
     wait_for_predecessor,
     warp_sum,
@@ -21,7 +21,7 @@ from gecko_mlc.tir_kernels.math import f32
 from tvm import tirx
 from tvm.script import tirx as T
 
-_average_weight = _device_function(
+_average_weight = device_function(
     "gecko_average_weight",
     """
 __device__ __forceinline__ float gecko_average_weight(float count, float newest, float log_beta) {
@@ -31,7 +31,7 @@ __device__ __forceinline__ float gecko_average_weight(float count, float newest,
     "float32",
 )
 # (value, the previous lane's share of 1, 2, 4, 8, 16 lanes' distance that is lost): a warp's inclusive sums.
-_decayed_sums = _device_function(
+_decayed_sums = device_function(
     "gecko_decayed_sums",
     """
 __device__ __forceinline__ float gecko_decayed_sums(float value, float lost_1, float lost_2, float lost_4,
@@ -48,7 +48,7 @@ __device__ __forceinline__ float gecko_decayed_sums(float value, float lost_1, f
     "float32",
 )
 # The value of the lane before; the first keeps its own.
-_lane_before = _device_function(
+_lane_before = device_function(
     "gecko_lane_before",
     """
 __device__ __forceinline__ float gecko_lane_before(float value) { return __shfl_up_sync(0xffffffffu, value, 1); }
@@ -60,7 +60,7 @@ __device__ __forceinline__ float gecko_lane_before(float value) { return __shfl_
 def _team_sum(team: int):  # type: ignore[no-untyped-def]
     """A function: the sum over each `team` neighbouring lanes, a power of two, in all of them."""
     name = f"gecko_team_sum_{team}"
-    return _device_function(
+    return device_function(
         name,
         f"""
 __device__ __forceinline__ float {name}(float value) {{

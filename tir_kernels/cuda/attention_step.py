@@ -1,0 +1,523 @@
+"""Attention of one decoded token: sliding chunk attention (specification 2.6), the read of the working memory (2.7)
+and their merge (2.8), for CUDA.
+
+`attend` splits the positions that a head sees into parts, `merge` joins them. Both recompute what they need of
+2.4 and 2.5 from z: that is less than another launch.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
+from gecko_mlc.tir_kernels.cuda.intrinsics import (
+    device_function,
+    launch_dependents,
+    wait_for_predecessor,
+    warp_maximum,
+    warp_sum,
+)
+from gecko_mlc.tir_kernels.cuda.store import narrow
+from gecko_mlc.tir_kernels.math import MASKED, f32, loader
+from tvm import tirx
+from tvm.script import tirx as T
+
+Expr = Any
+
+THREADS = 256
+# Blocks of `attend` for a sequence: two on each multiprocessor of the large GPUs.
+BLOCKS = 256
+# Vectors that a thread has on their way at a time.
+LOADS = 8
+
+
+def parts(chunk_size: int, heads: int) -> int:
+    """Parts that a window is split into; at least 32 positions each if the window is full."""
+    return max(1, min(-(-BLOCKS // heads), 2 * chunk_size // 32))
+
+
+def _visible(chunk: Expr, offset: Expr, chunk_size: int) -> Expr:
+    """Positions that a token sees: the previous chunk and then its own, up to itself."""
+    return T.Select(chunk >= 1, chunk_size, 0) + offset + 1
+
+
+def _part_length(visible: Expr, count: int) -> Expr:
+    """Positions of each of `count` parts. The last parts may have fewer, or none, as short ones do not pay."""
+    return T.max((visible + count - 1) // count, LOADS)
+
+
+def _lane_sum(lanes: int, stride: int) -> Callable[..., Expr]:
+    """(value): its sum over `lanes` lanes that are `stride` apart, both powers of two, in each of them."""
+    name = f"gecko_lane_sum_{lanes}_{stride}"
+    source = f"""
+__device__ __forceinline__ float {name}(float value) {{
+#pragma unroll
+  for (int lane = {stride * lanes // 2}; lane >= {stride}; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  return value;
+}}
+"""
+    return device_function(name, source, "float32")
+
+
+@T.inline
+def _normalize(scale, z, row, first, size, eps, lane):
+    """scale[0] = what z of a head is multiplied with by its norm, in every lane."""
+    scale[0] = T.float32(0)
+    for k in T.unroll((size + 31) // 32):
+        if k * 32 + lane < size:
+            scale[0] = scale[0] + z[row, first + k * 32 + lane] * z[row, first + k * 32 + lane]
+    scale[0] = T.float32(1) / T.sqrt(warp_sum(scale[0]) / T.float32(size) + T.float32(eps))
+
+
+@functools.cache
+def attend(
+    z_dim: int, value_dim: int, heads: int, rope_heads: int, slots: int, chunk_size: int, eps: float, dtype: str
+) -> tirx.PrimFunc:
+    """Kernel (z [b, Z], gamma [4, Z], beta [4, Z], cos, sin [2C, dz/2], slots [b], position,
+    keys [S, 2, C, Z], values [S, 2, C, E], memory_keys [S, 2, C, Z]) → partial [b, H, P, dv], statistics [b, H, P, 2].
+
+    Statistics of a part are the maximum of its scores and the sum of their exponentials relative to it, partial sums
+    are relative to it as well; those of a part without positions are not written. The token's value is in the cache
+    already, its key and memory key are written to it. Caches are of `dtype`, all else is fp32.
+    """
+    size, half, value_size = z_dim // heads, z_dim // heads // 2, value_dim // heads
+    count = parts(chunk_size, heads)
+    longest = max(-(-2 * chunk_size // count), LOADS)
+    vector = 4 if dtype == "float32" else 8
+    # Scores: a team of lanes for each key.
+    key_width = math.gcd(size, vector)
+    team = min(32, 1 << (size // key_width - 1).bit_length())
+    key_vectors = size // key_width
+    key_rounds = -(-key_vectors // team)
+    # Values: `groups` positions at a time, each by as many threads as it has vectors.
+    width = math.gcd(value_size, vector)
+    part = math.gcd(width, 4)
+    vectors = value_size // width
+    columns = min(vectors, THREADS)
+    groups = THREADS // columns
+    threads = -(-groups * columns // 32) * 32
+    passes = -(-vectors // columns)
+    teams = threads // team
+    # Keys that a team has on their way at a time.
+    key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
+    pair_rounds = -(-half // threads)
+    load, convert, team_sum = loader(dtype), narrow(dtype), _lane_sum(team, 1)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        z_handle: T.handle,
+        gamma: T.Buffer((4, z_dim), "float32"),
+        beta: T.Buffer((4, z_dim), "float32"),
+        cos: T.Buffer((2 * chunk_size, half), "float32"),
+        sin: T.Buffer((2 * chunk_size, half), "float32"),
+        slots_handle: T.handle,
+        position: T.Buffer((slots, 2), "int32"),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), dtype),
+        memory_keys: T.Buffer((slots, 2, chunk_size, z_dim), dtype),
+        partial_handle: T.handle,
+        statistics_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        z = T.match_buffer(z_handle, (b, z_dim), "float32")
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        partial = T.match_buffer(partial_handle, (b, heads, count, value_size), "float32")
+        statistics = T.match_buffer(statistics_handle, (b, heads, count, 2), "float32")
+        p = T.launch_thread("blockIdx.x", count)
+        head = T.launch_thread("blockIdx.y", heads)
+        row = T.launch_thread("blockIdx.z", b)
+        tx = T.launch_thread("threadIdx.x", threads)
+        # Queries for the own and for the previous chunk; the token's key as it is cached.
+        query = T.alloc_buffer((2, size), scope="shared")
+        own_key = T.alloc_buffer((size,), scope="shared")
+        scores = T.alloc_buffer((longest,), scope="shared")
+        numerators = T.alloc_buffer((longest,), scope="shared")
+        totals = T.alloc_buffer((groups, columns * width), scope="shared")
+        gains = T.alloc_buffer((pair_rounds, 2), scope="local")
+        shifts = T.alloc_buffer((pair_rounds, 2), scope="local")
+        scale = T.alloc_buffer((1,), scope="local")
+        pair = T.alloc_buffer((2,), scope="local")
+        angle = T.alloc_buffer((2,), scope="local")
+        rounded = T.alloc_buffer((2,), dtype, scope="local")
+        held_query = T.alloc_buffer((2, key_rounds, key_width), scope="local")
+        held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), dtype, scope="local")
+        held_values = T.alloc_buffer((LOADS, width), dtype, scope="local")
+        score = T.alloc_buffer((1,), scope="local")
+        maximum = T.alloc_buffer((1,), scope="local")
+        weight = T.alloc_buffer((1,), scope="local")
+        sums = T.alloc_buffer((width,), scope="local")
+        lane: T.let = tx % 32
+        first_feature: T.let = head * size
+        column: T.let = tx % columns
+        group: T.let = tx // columns
+
+        launch_dependents()
+        for k in T.unroll(pair_rounds):
+            if k * threads + tx < half:
+                for v in T.vectorized(2):
+                    gains[k, v] = gamma[0, first_feature + (k * threads + tx) * 2 + v]
+                for v in T.vectorized(2):
+                    shifts[k, v] = beta[0, first_feature + (k * threads + tx) * 2 + v]
+        wait_for_predecessor()
+
+        slot: T.let = slot_ids[row]
+        parity: T.let = position[slot, 0] % 2
+        offset: T.let = position[slot, 1]
+        visible: T.let = _visible(position[slot, 0], offset, chunk_size)
+        previous: T.let = visible - offset - 1
+        length: T.let = _part_length(visible, count)
+        first: T.let = p * length
+        present: T.let = T.min(length, visible - first)
+        # Keys to be read: the token's own is not in the cache yet.
+        cached: T.let = T.min(length, visible - 1 - first)
+
+        @T.inline
+        def load_keys(j0):
+            """held_keys = those of a team, `teams` apart, of positions from first + j0 on."""
+            for i in T.unroll(key_loads):
+                if j0 + i * teams + tx // team < cached:
+                    k: T.let = first + j0 + i * teams + tx // team
+                    for r in T.unroll(key_rounds):
+                        if r * team + tx % team < key_vectors:
+                            for v in T.vectorized(key_width):
+                                held_keys[i, r, v] = keys[
+                                    slot,
+                                    T.Select(k < previous, 1 - parity, parity),
+                                    T.Select(k < previous, k, k - previous),
+                                    first_feature + (r * team + tx % team) * key_width + v,
+                                ]
+
+        @T.inline
+        def load_value(i, j, tile):
+            """held_values[i] = a vector of the value at position first + j."""
+            if j < present and tile * columns + column < vectors and group < groups:
+                k: T.let = first + j
+                for v in T.vectorized(width):
+                    held_values[i, v] = values[
+                        slot,
+                        T.Select(k < previous, 1 - parity, parity),
+                        T.Select(k < previous, k, k - previous),
+                        head * value_size + (tile * columns + column) * width + v,
+                    ]
+
+        @T.inline
+        def load_pair(which, k):
+            """pair = features of q, k or ak (0, 1, 3)."""
+            for c in T.unroll(2):
+                pair[c] = z[row, first_feature + (k * threads + tx) * 2 + c] * scale[0]
+                if which == 0:
+                    pair[c] = affine(pair[c], gains[k, c], shifts[k, c], size)
+                else:
+                    pair[c] = affine(
+                        pair[c],
+                        gamma[which, first_feature + (k * threads + tx) * 2 + c],
+                        beta[which, first_feature + (k * threads + tx) * 2 + c],
+                        size,
+                    )
+
+        @T.inline
+        def load_angle(k, angle_row):
+            angle[0] = T.float32(1)
+            angle[1] = T.float32(0)
+            if head < rope_heads:
+                angle[0] = cos[angle_row, k * threads + tx]
+                angle[1] = sin[angle_row, k * threads + tx]
+
+        if present > 0:
+            load_keys(0)
+            for i in T.unroll(LOADS):
+                for v in T.unroll(width):
+                    held_values[i, v] = T.Cast(dtype, T.float32(0))
+                load_value(i, i * groups + group, 0)
+
+            # 1. The query; in the part with the token itself its key and memory key too.
+            _normalize(scale, z, row, first_feature, size, eps, lane)
+            for k in T.unroll(pair_rounds):
+                if k * threads + tx < half:
+                    load_pair(0, k)
+                    for chunk in T.unroll(2):
+                        load_angle(k, offset + chunk * chunk_size)
+                        query[chunk, (k * threads + tx) * 2] = pair[0] * angle[0] - pair[1] * angle[1]
+                        query[chunk, (k * threads + tx) * 2 + 1] = pair[0] * angle[1] + pair[1] * angle[0]
+                    if first + present == visible:
+                        load_pair(1, k)
+                        load_angle(k, offset)
+                        rounded[0] = convert(pair[0] * angle[0] - pair[1] * angle[1])
+                        rounded[1] = convert(pair[0] * angle[1] + pair[1] * angle[0])
+                        for v in T.vectorized(2):
+                            keys[slot, parity, offset, first_feature + (k * threads + tx) * 2 + v] = rounded[v]
+                        for v in T.unroll(2):
+                            own_key[(k * threads + tx) * 2 + v] = load(rounded, v)
+                        load_pair(3, k)
+                        for v in T.unroll(2):
+                            rounded[v] = convert(pair[v])
+                        for v in T.vectorized(2):
+                            memory_keys[slot, parity, offset, first_feature + (k * threads + tx) * 2 + v] = rounded[v]
+            T.tvm_storage_sync("shared")
+
+            # 2. Scores.
+            for chunk in T.unroll(2):
+                for r in T.unroll(key_rounds):
+                    if r * team + tx % team < key_vectors:
+                        for v in T.unroll(key_width):
+                            held_query[chunk, r, v] = query[chunk, (r * team + tx % team) * key_width + v]
+            for step in T.serial((cached + teams * key_loads - 1) // (teams * key_loads)):
+                if step > 0:
+                    load_keys(step * teams * key_loads)
+                for i in T.unroll(key_loads):
+                    j: T.let = (step * key_loads + i) * teams + tx // team
+                    score[0] = T.float32(0)
+                    if j < cached:
+                        for r in T.unroll(key_rounds):
+                            if r * team + tx % team < key_vectors:
+                                for v in T.unroll(key_width):
+                                    score[0] = score[0] + T.Select(
+                                        first + j < previous, held_query[1, r, v], held_query[0, r, v]
+                                    ) * load(held_keys, i, r, v)
+                    score[0] = team_sum(score[0])
+                    if j < cached and tx % team == 0:
+                        scores[j] = score[0]
+            if first + present == visible and tx < 32:
+                score[0] = T.float32(0)
+                for k in T.unroll((size + 31) // 32):
+                    if k * 32 + lane < size:
+                        score[0] = score[0] + query[0, k * 32 + lane] * own_key[k * 32 + lane]
+                score[0] = warp_sum(score[0])
+                if lane == 0:
+                    scores[present - 1] = score[0]
+            T.tvm_storage_sync("shared")
+
+            # 3. Their exponentials.
+            maximum[0] = f32(MASKED)
+            for k in T.serial((present + 31) // 32):
+                if k * 32 + lane < present:
+                    maximum[0] = T.max(maximum[0], scores[k * 32 + lane])
+            maximum[0] = warp_maximum(maximum[0])
+            for k in T.serial((present + threads - 1) // threads):
+                if k * threads + tx < present:
+                    numerators[k * threads + tx] = T.exp(scores[k * threads + tx] - maximum[0])
+            T.tvm_storage_sync("shared")
+            if tx < 32:
+                score[0] = T.float32(0)
+                for k in T.serial((present + 31) // 32):
+                    if k * 32 + lane < present:
+                        score[0] = score[0] + numerators[k * 32 + lane]
+                score[0] = warp_sum(score[0])
+                if lane == 0:
+                    statistics[row, head, p, 0] = maximum[0]
+                    statistics[row, head, p, 1] = score[0]
+
+            # 4. The weighted sum of values. A vector's successor is on its way as soon as it is used.
+            for tile in T.serial(passes):
+                if tile > 0:
+                    for i in T.unroll(LOADS):
+                        load_value(i, i * groups + group, tile)
+                for v in T.unroll(width):
+                    sums[v] = T.float32(0)
+                for step in T.serial((present + groups * LOADS - 1) // (groups * LOADS)):
+                    for i in T.unroll(LOADS):
+                        j: T.let = (step * LOADS + i) * groups + group
+                        weight[0] = T.if_then_else(j < present, numerators[j], T.float32(0))
+                        for v in T.unroll(width):
+                            sums[v] = sums[v] + weight[0] * load(held_values, i, v)
+                        load_value(i, j + groups * LOADS, tile)
+                if groups == 1:
+                    if tile * columns + column < vectors:
+                        if tx < columns:
+                            for k in T.unroll(width // part):
+                                for v in T.vectorized(part):
+                                    partial[row, head, p, (tile * columns + column) * width + k * part + v] = sums[
+                                        k * part + v
+                                    ]
+                else:
+                    if group < groups:
+                        for v in T.unroll(width):
+                            totals[group, column * width + v] = sums[v]
+                    T.tvm_storage_sync("shared")
+                    for k in T.unroll((columns * width + threads - 1) // threads):
+                        if k * threads + tx < columns * width:
+                            score[0] = T.float32(0)
+                            for g in T.unroll(groups):
+                                score[0] = score[0] + totals[g, k * threads + tx]
+                            partial[row, head, p, k * threads + tx] = score[0]
+
+    return kernel
+
+
+@functools.cache
+def merge(
+    z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, eps: float, dtype: str
+) -> tirx.PrimFunc:
+    """Kernel (z [b, Z], gamma [4, Z], beta [4, Z], partial [b, H, P, dv], statistics [b, H, P, 2], r [b, E],
+    slots [b], position, memory [S, H, dz, dv]) → y [b, E] = attention ⊙ r + softmax(aq) · memory.
+
+    `partial` and `statistics` are those of `attend`. The memory is of `dtype`, all else fp32.
+    """
+    size, value_size = z_dim // heads, value_dim // heads
+    count = parts(chunk_size, heads)
+    # A block has `lanes` vectors of columns of a head; `groups` rows of the memory, or parts, at a time.
+    width = math.gcd(value_size, 4 if dtype == "float32" else 8)
+    part = math.gcd(width, 4)
+    vectors = value_size // width
+    lanes = 8 if vectors * heads >= 8 * BLOCKS // 2 else 4
+    groups, warps = THREADS // lanes, THREADS // 32
+    tiles = -(-vectors // lanes)
+    part_loads = min(-(-count // groups), LOADS // 2)
+    rounds = -(-size // 32)
+    load, group_sum = loader(dtype), _lane_sum(32 // lanes, lanes)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        z_handle: T.handle,
+        gamma: T.Buffer((4, z_dim), "float32"),
+        beta: T.Buffer((4, z_dim), "float32"),
+        partial_handle: T.handle,
+        statistics_handle: T.handle,
+        r_handle: T.handle,
+        slots_handle: T.handle,
+        position: T.Buffer((slots, 2), "int32"),
+        memory: T.Buffer((slots, heads, size, value_size), dtype),
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        z = T.match_buffer(z_handle, (b, z_dim), "float32")
+        partial = T.match_buffer(partial_handle, (b, heads, count, value_size), "float32")
+        statistics = T.match_buffer(statistics_handle, (b, heads, count, 2), "float32")
+        gate = T.match_buffer(r_handle, (b, value_dim), "float32")
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        y = T.match_buffer(y_handle, (b, value_dim), "float32")
+        tile = T.launch_thread("blockIdx.x", tiles)
+        head = T.launch_thread("blockIdx.y", heads)
+        row = T.launch_thread("blockIdx.z", b)
+        tx = T.launch_thread("threadIdx.x", THREADS)
+        part_weights = T.alloc_buffer((count,), scope="shared")
+        read_weights = T.alloc_buffer((size,), scope="shared")
+        totals = T.alloc_buffer((warps, lanes * width), scope="shared")
+        gains = T.alloc_buffer((rounds,), scope="local")
+        shifts = T.alloc_buffer((rounds,), scope="local")
+        aq = T.alloc_buffer((rounds,), scope="local")
+        scale = T.alloc_buffer((1,), scope="local")
+        maximum = T.alloc_buffer((1,), scope="local")
+        total = T.alloc_buffer((1,), scope="local")
+        weight = T.alloc_buffer((1,), scope="local")
+        held_memory = T.alloc_buffer((LOADS, width), dtype, scope="local")
+        held_partial = T.alloc_buffer((part_loads, width), scope="local")
+        sums = T.alloc_buffer((width,), scope="local")
+        lane: T.let = tx % 32
+        warp: T.let = tx // 32
+        group: T.let = tx // lanes
+        column: T.let = (tile * lanes + tx % lanes) * width
+
+        launch_dependents()
+        for k in T.unroll(rounds):
+            if k * 32 + lane < size:
+                gains[k] = gamma[2, head * size + k * 32 + lane]
+                shifts[k] = beta[2, head * size + k * 32 + lane]
+        wait_for_predecessor()
+
+        slot: T.let = slot_ids[row]
+        visible: T.let = _visible(position[slot, 0], position[slot, 1], chunk_size)
+        length: T.let = _part_length(visible, count)
+        present: T.let = (visible + length - 1) // length
+        # The memory is zero in the first two chunks.
+        features: T.let = T.Select(position[slot, 0] >= 2, size, 0)
+
+        @T.inline
+        def load_memory(i, a):
+            """held_memory[i] = a vector of feature a's row."""
+            if a < features and column < value_size:
+                for v in T.vectorized(width):
+                    held_memory[i, v] = memory[slot, head, a, column + v]
+
+        @T.inline
+        def load_partial(i, j):
+            """held_partial[i] = a vector of part j."""
+            if j < present and column < value_size:
+                for k in T.unroll(width // part):
+                    for v in T.vectorized(part):
+                        held_partial[i, k * part + v] = partial[row, head, j, column + k * part + v]
+
+        for i in T.unroll(LOADS):
+            for v in T.unroll(width):
+                held_memory[i, v] = T.Cast(dtype, T.float32(0))
+            load_memory(i, i * groups + group)
+        for i in T.unroll(part_loads):
+            for v in T.unroll(width):
+                held_partial[i, v] = T.float32(0)
+            load_partial(i, i * groups + group)
+
+        # 1. Weights of the parts and of the memory's rows; every warp has all, and writes some.
+        maximum[0] = f32(MASKED)
+        for k in T.serial((present + 31) // 32):
+            if k * 32 + lane < present:
+                maximum[0] = T.max(maximum[0], statistics[row, head, k * 32 + lane, 0])
+        maximum[0] = warp_maximum(maximum[0])
+        total[0] = T.float32(0)
+        for k in T.serial((present + 31) // 32):
+            if k * 32 + lane < present:
+                total[0] = total[0] + statistics[row, head, k * 32 + lane, 1] * T.exp(
+                    statistics[row, head, k * 32 + lane, 0] - maximum[0]
+                )
+        total[0] = T.float32(1) / warp_sum(total[0])
+        for k in T.serial((present + THREADS - 1) // THREADS):
+            if k * THREADS + tx < present:
+                part_weights[k * THREADS + tx] = (
+                    T.exp(statistics[row, head, k * THREADS + tx, 0] - maximum[0]) * total[0]
+                )
+        if features > 0:
+            _normalize(scale, z, row, head * size, size, eps, lane)
+            maximum[0] = f32(MASKED)
+            for k in T.unroll(rounds):
+                if k * 32 + lane < size:
+                    aq[k] = affine(z[row, head * size + k * 32 + lane] * scale[0], gains[k], shifts[k], size)
+                    maximum[0] = T.max(maximum[0], aq[k])
+            maximum[0] = warp_maximum(maximum[0])
+            total[0] = T.float32(0)
+            for k in T.unroll(rounds):
+                if k * 32 + lane < size:
+                    aq[k] = T.exp(aq[k] - maximum[0])
+                    total[0] = total[0] + aq[k]
+            total[0] = T.float32(1) / warp_sum(total[0])
+            for k in T.unroll(rounds):
+                if k * 32 + lane < size and k % warps == warp:
+                    read_weights[k * 32 + lane] = aq[k] * total[0]
+        T.tvm_storage_sync("shared")
+
+        # 2. This thread's share of attention ⊙ r and of the read.
+        for v in T.unroll(width):
+            sums[v] = T.float32(0)
+        for step in T.serial((present + groups * part_loads - 1) // (groups * part_loads)):
+            for i in T.unroll(part_loads):
+                j: T.let = (step * part_loads + i) * groups + group
+                weight[0] = T.if_then_else(j < present, part_weights[j], T.float32(0))
+                for v in T.unroll(width):
+                    sums[v] = sums[v] + weight[0] * held_partial[i, v]
+                load_partial(i, j + groups * part_loads)
+        if column < value_size:
+            for v in T.unroll(width):
+                sums[v] = sums[v] * gate[row, head * value_size + column + v]
+        for step in T.serial((features + groups * LOADS - 1) // (groups * LOADS)):
+            for i in T.unroll(LOADS):
+                a: T.let = (step * LOADS + i) * groups + group
+                weight[0] = T.if_then_else(a < features, read_weights[a], T.float32(0))
+                for v in T.unroll(width):
+                    sums[v] = sums[v] + weight[0] * load(held_memory, i, v)
+                load_memory(i, a + groups * LOADS)
+
+        # 3. Their sum.
+        for v in T.unroll(width):
+            sums[v] = group_sum(sums[v])
+        if lane < lanes:
+            for v in T.unroll(width):
+                totals[warp, lane * width + v] = sums[v]
+        T.tvm_storage_sync("shared")
+        if tx < lanes * width and tile * lanes * width + tx < value_size:
+            total[0] = T.float32(0)
+            for w in T.unroll(warps):
+                total[0] = total[0] + totals[w, tx]
+            y[row, head * value_size + tile * lanes * width + tx] = total[0]
+
+    return kernel

@@ -1,0 +1,824 @@
+"""Matrix products of decode with the norms before and the epilogues after them, for CUDA: one token each of b slots.
+
+They are bound by the memory's bandwidth: every weight is read once, past the L1 cache, and several 16-byte loads of
+each thread are on their way all the time, the first before the predecessor has ended. Few rows are dot products in
+fp32 (`_dot_product`), more rows of 16-bit weights go through the tensor cores (`_tensor_core_product`).
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import (
+    commit_copies,
+    copy_16_if,
+    device_function,
+    launch_dependents,
+    multiply_accumulate,
+    wait_copies,
+    wait_for_predecessor,
+    warp_sum,
+)
+from gecko_mlc.tir_kernels.cuda.store import narrow
+from gecko_mlc.tir_kernels.machine import divide
+from gecko_mlc.tir_kernels.math import silu
+from tvm import tirx
+from tvm.script import tirx as T
+
+Expr = Any
+
+THREADS = 256
+WARPS = THREADS // 32
+# Up to this many rows are dot products.
+FEW_ROWS = 8
+# 16-byte loads of a thread that are on their way.
+LOADS = 8
+# Blocks that fill a large GPU: with fewer, a warp takes one output instead of two.
+BLOCKS = 528
+# Bytes of activations in shared memory at a time.
+SLICE_BYTES = 65536
+# Inputs in shared memory at a time, and outputs of a block, on the tensor cores.
+DEPTH, OUTPUTS = 512, 32
+
+
+class Norm(NamedTuple):
+    """Group RMS norm, or `centred` group layer norm, of the activations."""
+
+    groups: int
+    eps: float
+    centred: bool
+
+
+# (registers, global source): 16 bytes that are read once.
+load_stream = device_function(
+    "gecko_load_stream",
+    """
+__device__ __forceinline__ void gecko_load_stream(void* registers, const void* source) {
+  uint4 value;
+#ifdef __CUDA_ARCH__
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(source));
+#else
+  memcpy(&value, source, 16);
+#endif
+  memcpy(registers, &value, 16);
+}
+""",
+)
+
+
+class Product(NamedTuple):
+    """A block's matrix product: the outputs and rows it computes, the buffers it needs in shared memory, how.
+
+    `compute` is an inline (weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish). It
+    multiplies rows of x [b, K] fp32 from `row` on, normed if there is a norm, with the outputs from `first` to before
+    `end` of a weight [O, K], and of a second one if it has two. finish(i, o, value, second) stores output o of row i.
+    """
+
+    outputs: int
+    rows: int
+    shared: int
+    shared_dtype: str
+    scratch: int
+    compute: Any
+
+
+def _product(features: int, outputs: int, dtype: str, rows: int, weights: int = 1, norm: Norm | None = None) -> Product:
+    """The product for up to `rows` rows with one or two weights [outputs, features]."""
+    if rows > FEW_ROWS and dtype != "float32" and features % 8 == 0:
+        return _tensor_core_product(features, dtype, rows, weights, norm)
+    return _dot_product(features, outputs, dtype, min(rows, FEW_ROWS), weights, norm)
+
+
+def _statistics(dim: int, rows: int, norm: Norm):  # type: ignore[no-untyped-def]
+    """An inline (x, b, row, moments, tx): mean and 1 / sqrt(var + eps) of the rows' groups, one by each warp."""
+    size = dim // norm.groups
+    part = math.gcd(size, 4)
+    together = min(8, divide(size, part * 32))
+    rounds = divide(size, part * 32 * together)
+
+    @T.inline
+    def compute(x, b, row, moments, tx):
+        values = T.alloc_buffer((together, part), scope="local")
+        mean = T.alloc_buffer((1,), scope="local")
+        total = T.alloc_buffer((1,), scope="local")
+
+        @T.inline
+        def add(pair, power):
+            total[0] = T.float32(0)
+            for n in T.serial(rounds):
+                for j in T.unroll(together):
+                    for v in T.vectorized(part):
+                        values[j, v] = mean[0]
+                    if ((n * together + j) * 32 + tx % 32) * part < size:
+                        for v in T.vectorized(part):
+                            values[j, v] = x[
+                                row + pair // norm.groups,
+                                pair % norm.groups * size + ((n * together + j) * 32 + tx % 32) * part + v,
+                            ]
+                for j in T.unroll(together):
+                    for v in T.unroll(part):
+                        if power == 2:
+                            total[0] = total[0] + (values[j, v] - mean[0]) * (values[j, v] - mean[0])
+                        else:
+                            total[0] = total[0] + values[j, v]
+            total[0] = warp_sum(total[0])
+
+        for n in T.serial(divide(rows * norm.groups, WARPS)):
+            pair: T.let = n * WARPS + tx // 32
+            if pair < rows * norm.groups and row + pair // norm.groups < b:
+                mean[0] = T.float32(0)
+                if norm.centred:
+                    add(pair, 1)
+                    mean[0] = total[0] / T.float32(size)
+                add(pair, 2)
+                if tx % 32 == 0:
+                    moments[pair * 2] = mean[0]
+                    moments[pair * 2 + 1] = T.float32(1) / T.sqrt(total[0] / T.float32(size) + T.float32(norm.eps))
+
+    return compute
+
+
+def _dot_product(
+    features: int, outputs: int, dtype: str, rows: int, weights: int, norm: Norm | None
+) -> Product:
+    """Warps with `together` outputs each of one weight or two, lanes along the inputs."""
+    size = 4 if dtype == "float32" else 2
+    width = math.gcd(features, 16 // size)
+    vectors = features // width
+    together = max(1, (1 + (outputs >= 2 * WARPS * BLOCKS) if rows <= 4 else 4) // weights)
+    lines = weights * together
+    # Batches of the loads that are on their way; the inputs of a batch beyond the last are zeros.
+    steps = divide(vectors, 32)
+    batches = divide(steps, LOADS // lines)
+    unrolled = divide(steps, batches)
+    held_batches = min(batches, max(1, SLICE_BYTES // (rows * unrolled * 32 * width * 4)))
+    slices = divide(batches, held_batches)
+    depth = held_batches * unrolled * 32 * width
+    exact = vectors == batches * unrolled * 32
+    # Values that are copied at a time; lanes read them side by side.
+    part = math.gcd(width, 4)
+    parts = width // part
+    chunks = depth // part
+    copies = divide(rows * chunks, THREADS)
+    whole = norm is not None and rows == 1 and norm.groups == 1 and slices == 1
+    scratch = 2 * WARPS if whole else 2 * rows * norm.groups if norm else 1
+
+    def place(chunk: Expr) -> Expr:
+        """Where the `part` values of a chunk of inputs lie."""
+        vector = chunk // parts
+        return ((chunk // (parts * 32) * parts + chunk % parts) * 32 + vector % 32) * part
+
+    @T.inline
+    def load_activations(x, b, row, start, shared, tx):
+        for n in T.unroll(copies):
+            i: T.let = (n * THREADS + tx) // chunks
+            chunk: T.let = (n * THREADS + tx) % chunks
+            if i < rows:
+                if part == 4:
+                    copy_16_if(
+                        T.address_of(shared[i * depth + place(chunk)]),
+                        T.address_of(x[T.min(row + i, b - 1), T.min(start + chunk * part, features - part)]),
+                        T.Cast("int32", row + i < b and start + chunk * part < features),
+                    )
+                else:
+                    for v in T.vectorized(part):
+                        shared[i * depth + place(chunk) + v] = T.float32(0)
+                    if row + i < b and start + chunk * part < features:
+                        for v in T.vectorized(part):
+                            shared[i * depth + place(chunk) + v] = x[row + i, start + chunk * part + v]
+        if part == 4:
+            commit_copies()
+            wait_copies(0)
+
+    @T.inline
+    def sum_block(total, scratch, first, tx):
+        total[0] = warp_sum(total[0])
+        if tx % 32 == 0:
+            scratch[first + tx // 32] = total[0]
+        T.tvm_storage_sync("shared")
+        total[0] = T.float32(0)
+        for warp in T.unroll(WARPS):
+            total[0] = total[0] + scratch[first + warp]
+
+    @T.inline
+    def normalize_whole(shared, scratch, gain, shift, tx):
+        """The only row in shared memory; each thread has the values it copied."""
+        mean = T.alloc_buffer((1,), scope="local")
+        total = T.alloc_buffer((1,), scope="local")
+        mean[0] = T.float32(0)
+        if norm.centred:
+            total[0] = T.float32(0)
+            for n in T.unroll(copies):
+                if (n * THREADS + tx) * part < features:
+                    for v in T.unroll(part):
+                        total[0] = total[0] + shared[place(n * THREADS + tx) + v]
+            sum_block(total, scratch, 0, tx)
+            mean[0] = total[0] / T.float32(features)
+        total[0] = T.float32(0)
+        for n in T.unroll(copies):
+            if (n * THREADS + tx) * part < features:
+                for v in T.unroll(part):
+                    total[0] = total[0] + (shared[place(n * THREADS + tx) + v] - mean[0]) * (
+                        shared[place(n * THREADS + tx) + v] - mean[0]
+                    )
+        sum_block(total, scratch, WARPS, tx)
+        total[0] = T.float32(1) / T.sqrt(total[0] / T.float32(features) + T.float32(norm.eps))
+        for n in T.unroll(copies):
+            if (n * THREADS + tx) * part < features:
+                for v in T.vectorized(part):
+                    shared[place(n * THREADS + tx) + v] = (
+                        shared[place(n * THREADS + tx) + v] - mean[0]
+                    ) * total[0] * gain((n * THREADS + tx) * part + v) + shift((n * THREADS + tx) * part + v)
+
+    @T.inline
+    def normalize(b, row, start, shared, scratch, gain, shift, tx):
+        """A slice of the rows, of which the moments are known."""
+        for n in T.unroll(copies):
+            i: T.let = (n * THREADS + tx) // chunks
+            chunk: T.let = (n * THREADS + tx) % chunks
+            if i < rows and row + i < b and start + chunk * part < features:
+                for v in T.unroll(part):
+                    k: T.let = start + chunk * part + v
+                    pair: T.let = i * norm.groups + k // (features // norm.groups)
+                    shared[i * depth + place(chunk) + v] = (
+                        shared[i * depth + place(chunk) + v] - scratch[pair * 2]
+                    ) * scratch[pair * 2 + 1] * gain(k) + shift(k)
+
+    @T.inline
+    def compute(weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish):
+        held = T.alloc_buffer((lines * unrolled * width,), dtype, scope="local")
+        wide = T.alloc_buffer((lines * width,), scope="local")
+        incoming = T.alloc_buffer((width,), scope="local")
+        sums = T.alloc_buffer((lines * rows,), scope="local")
+        result = T.alloc_buffer((weights,), scope="local")
+        lane: T.let = tx % 32
+        output: T.let = first + tx // 32 * together
+
+        @T.inline
+        def load_line(source, o, vector, at):
+            if width * size == 16:
+                load_stream(T.address_of(held[at]), T.address_of(source[o, vector * width]))
+            else:
+                for v in T.vectorized(width):
+                    held[at + v] = source[o, vector * width + v]
+
+        @T.inline
+        def load_lines(batch, u):
+            vector: T.let = (batch * unrolled + u) * 32 + lane
+            for r in T.unroll(together):
+                load_line(weight, T.min(output + r, end - 1), vector, (r * unrolled + u) * width)
+                if weights == 2:
+                    load_line(
+                        second, T.min(output + r, end - 1), vector, ((together + r) * unrolled + u) * width
+                    )
+
+        @T.inline
+        def load(batch, u):
+            if exact:
+                if batch < batches:
+                    load_lines(batch, u)
+            else:
+                if (batch * unrolled + u) * 32 + lane < vectors:
+                    load_lines(batch, u)
+
+        if not exact:
+            for j in T.unroll(lines * unrolled * width):
+                held[j] = tirx.const(0, dtype)
+        for u in T.unroll(unrolled):
+            load(0, u)
+        for j in T.unroll(lines * rows):
+            sums[j] = T.float32(0)
+        wait_for_predecessor()
+        if norm is not None and not whole:
+            statistics(x, b, row, scratch, tx)
+            T.tvm_storage_sync("shared")
+        for s in T.serial(slices):
+            if slices > 1:
+                T.tvm_storage_sync("shared")
+            load_activations(x, b, row, s * depth, shared, tx)
+            if whole:
+                normalize_whole(shared, scratch, gain, shift, tx)
+            elif norm is not None:
+                normalize(b, row, s * depth, shared, scratch, gain, shift, tx)
+            T.tvm_storage_sync("shared")
+            for t in T.serial(T.min(held_batches, batches - s * held_batches)):
+                for u in T.unroll(unrolled):
+                    for line in T.unroll(lines):
+                        for v in T.unroll(width):
+                            wide[line * width + v] = T.Cast("float32", held[(line * unrolled + u) * width + v])
+                    load(s * held_batches + t + 1, u)
+                    for i in T.unroll(rows):
+                        for p in T.unroll(parts):
+                            for v in T.vectorized(part):
+                                incoming[p * part + v] = shared[
+                                    i * depth + (((t * unrolled + u) * parts + p) * 32 + lane) * part + v
+                                ]
+                        for line in T.unroll(lines):
+                            for v in T.unroll(width):
+                                sums[line * rows + i] = (
+                                    sums[line * rows + i] + wide[line * width + v] * incoming[v]
+                                )
+        for j in T.unroll(lines * rows):
+            sums[j] = warp_sum(sums[j])
+        # Lane r · rows + i has output r of row i.
+        for j in T.unroll(together * rows):
+            if lane == j:
+                for w in T.unroll(weights):
+                    result[w] = sums[w * together * rows + j]
+        if lane < together * rows and output + lane // rows < end and row + lane % rows < b:
+            finish(row + lane % rows, output + lane // rows, result[0], result[weights - 1])
+
+    statistics = _statistics(features, rows, norm) if norm is not None else None
+    return Product(WARPS * together, rows, rows * depth, "float32", scratch, compute)
+
+
+def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, norm: Norm | None) -> Product:
+    """Warps along the inputs, each with all outputs of the block as rows of A and the activations as columns of B."""
+    tiles = divide(rows, 8)
+    multiply, convert = multiply_accumulate(dtype), narrow(dtype)
+    outputs = OUTPUTS // weights
+    vectors, slices = features // 8, divide(features, DEPTH)
+    # A lane's halves of 16 outputs, and its steps of 32 inputs in a slice.
+    lines, steps = OUTPUTS // 8, DEPTH // (32 * WARPS)
+    exact = features % DEPTH == 0
+    # Rows of shared memory are 64 bytes apart modulo 128: reads of 16 bytes have no bank conflicts.
+    stride = DEPTH + 32
+    copies = divide(tiles * 8 * DEPTH // 4, THREADS)
+    together = math.gcd(copies, 4)
+    moments = 2 * rows * norm.groups if norm else 0
+    # Partial sums [WARPS, OUTPUTS, columns + 1] come after the moments.
+    columns = tiles * 8 + 1
+
+    @T.inline
+    def load_activations(x, b, row, start, shared, scratch, gain, shift, values, tx):
+        for m in T.serial(copies // together):
+            for n in T.unroll(together):
+                i: T.let = ((m * together + n) * THREADS + tx) // (DEPTH // 4)
+                k: T.let = start + ((m * together + n) * THREADS + tx) % (DEPTH // 4) * 4
+                for v in T.vectorized(4):
+                    values[n, v] = T.float32(0)
+                if row + i < b and k < features:
+                    for v in T.vectorized(4):
+                        values[n, v] = x[row + i, k + v]
+                    if norm is not None:
+                        for v in T.unroll(4):
+                            pair: T.let = i * norm.groups + (k + v) // (features // norm.groups)
+                            values[n, v] = (values[n, v] - scratch[pair * 2]) * scratch[pair * 2 + 1] * gain(
+                                k + v
+                            ) + shift(k + v)
+            for n in T.unroll(together):
+                i: T.let = ((m * together + n) * THREADS + tx) // (DEPTH // 4)
+                k: T.let = ((m * together + n) * THREADS + tx) % (DEPTH // 4) * 4
+                for v in T.vectorized(4):
+                    shared[i * stride + k + v] = convert(values[n, v])
+
+    @T.inline
+    def compute(weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish):
+        held = T.alloc_buffer((lines * steps * 4,), "uint32", scope="local")
+        left = T.alloc_buffer((4,), "uint32", scope="local")
+        right = T.alloc_buffer((tiles * 4,), "uint32", scope="local")
+        values = T.alloc_buffer((together, 4), scope="local")
+        sums = T.alloc_buffer((lines // 2 * tiles * 4,), scope="local")
+        result = T.alloc_buffer((weights,), scope="local")
+        lane: T.let = tx % 32
+        warp: T.let = tx // 32
+
+        @T.inline
+        def load_lines(vector, j):
+            for line in T.unroll(lines):
+                if weights == 2 and line >= lines // 2:
+                    load_stream(
+                        T.address_of(held[(line * steps + j) * 4]),
+                        T.address_of(second[T.min(first + (line - lines // 2) * 8 + lane // 4, end - 1), vector * 8]),
+                    )
+                else:
+                    load_stream(
+                        T.address_of(held[(line * steps + j) * 4]),
+                        T.address_of(weight[T.min(first + line * 8 + lane // 4, end - 1), vector * 8]),
+                    )
+
+        @T.inline
+        def load(s, j):
+            vector: T.let = s * (DEPTH // 8) + (warp * steps + j) * 4 + lane % 4
+            if vector < vectors:
+                load_lines(vector, j)
+
+        if not exact:
+            for j in T.unroll(lines * steps * 4):
+                held[j] = T.uint32(0)
+        for j in T.unroll(steps):
+            load(0, j)
+        for j in T.unroll(lines // 2 * tiles * 4):
+            sums[j] = T.float32(0)
+        wait_for_predecessor()
+        if norm is not None:
+            statistics(x, b, row, scratch, tx)
+        for s in T.serial(slices):
+            T.tvm_storage_sync("shared")
+            load_activations(x, b, row, s * DEPTH, shared, scratch, gain, shift, values, tx)
+            T.tvm_storage_sync("shared")
+            for j in T.unroll(steps):
+                # Which of the 32 inputs is which is free: a lane's 8 are those of its 16 bytes.
+                for n in T.unroll(tiles):
+                    load_registers(
+                        T.address_of(right[n * 4]),
+                        T.address_of(shared[(n * 8 + lane // 4) * stride + (warp * steps + j) * 32 + lane % 4 * 8]),
+                    )
+                for m in T.unroll(lines // 2):
+                    for half in T.unroll(2):
+                        for i in T.unroll(4):
+                            left[i] = held[((m * 2 + i % 2) * steps + j) * 4 + half * 2 + i // 2]
+                        for n in T.unroll(tiles):
+                            multiply(
+                                T.address_of(sums[(m * tiles + n) * 4]),
+                                T.address_of(left[0]),
+                                T.address_of(right[n * 4 + half * 2]),
+                            )
+                load(s + 1, j)
+        for m in T.unroll(lines // 2):
+            for n in T.unroll(tiles):
+                for i in T.unroll(4):
+                    scratch[
+                        moments
+                        + (warp * OUTPUTS + m * 16 + i // 2 * 8 + lane // 4) * columns
+                        + n * 8
+                        + lane % 4 * 2
+                        + i % 2
+                    ] = sums[(m * tiles + n) * 4 + i]
+        T.tvm_storage_sync("shared")
+        for n in T.serial(divide(tiles * 8 * outputs, THREADS)):
+            i: T.let = (n * THREADS + tx) // outputs
+            o: T.let = (n * THREADS + tx) % outputs
+            if row + i < b and i < tiles * 8 and first + o < end:
+                for w in T.unroll(weights):
+                    result[w] = T.float32(0)
+                    for k in T.unroll(WARPS):
+                        result[w] = result[w] + scratch[moments + (k * OUTPUTS + w * outputs + o) * columns + i]
+                finish(row + i, first + o, result[0], result[weights - 1])
+
+    statistics = _statistics(features, rows, norm) if norm is not None else None
+    return Product(
+        outputs, rows, tiles * 8 * stride, dtype, moments + WARPS * OUTPUTS * columns, compute
+    )
+
+
+# (registers, shared source): 16 bytes.
+load_registers = device_function(
+    "gecko_load_registers",
+    """
+__device__ __forceinline__ void gecko_load_registers(void* registers, const void* source) {
+  uint4 value = *static_cast<const uint4*>(source);
+  memcpy(registers, &value, 16);
+}
+""",
+)
+
+
+def _one(_: Expr) -> Expr:
+    return tirx.const(1.0, "float32")
+
+
+def _zero(_: Expr) -> Expr:
+    return tirx.const(0.0, "float32")
+
+
+@functools.cache
+def projections(
+    dim: int,
+    z_dim: int,
+    value_dim: int,
+    norm_groups: int,
+    eps: float,
+    affine: bool,
+    slots: int,
+    chunk_size: int,
+    dtype: str,
+    cache_dtype: str,
+    rows: int,
+) -> tirx.PrimFunc:
+    """Kernel (u [b, D], c [b, D], norm weight [D] if affine, wv [E, D], bias [E], wz [Z, D], bias [Z], wr [E, D],
+    bias [E], wh1 [D, D], bias [D], x [b, D], slots [b], position, values [S, 2, C, E]) → z [b, Z], r [b, E], h [b, D].
+
+    With mx the group RMS norm of c (2.4), z = wz mx + b, r = silu(wr mx + b), h = x + wh1 mx + b (2.8); the values
+    silu(wv u + b) go to the tokens' places in `values`, of `cache_dtype`. Weights are of `dtype`, the rest fp32.
+    """
+    total = 2 * value_dim + z_dim + dim
+    plain = _product(dim, total, dtype, rows)
+    normed = _product(dim, total, dtype, rows, norm=Norm(norm_groups, eps, False))
+    # The first block of each weight, and the end.
+    ends = [0]
+    for extent in (value_dim, z_dim, value_dim, dim):
+        ends.append(ends[-1] + divide(extent, plain.outputs))
+    convert = narrow(cache_dtype)
+
+    @T.inline
+    def compute(
+        u, c, gain, wv, wv_bias, wz, wz_bias, wr, wr_bias, wh1, wh1_bias, x, slot_ids, position, values, z, r, h, b
+    ):
+        bx = T.launch_thread("blockIdx.x", ends[4])
+        by = T.launch_thread("blockIdx.y", (b + plain.rows - 1) // plain.rows)
+        tx = T.launch_thread("threadIdx.x", THREADS)
+        shared = T.alloc_buffer((plain.shared,), plain.shared_dtype, scope="shared.dyn")
+        scratch = T.alloc_buffer((normed.scratch,), scope="shared")
+
+        @T.inline
+        def store_value(i, o, value, second):
+            slot: T.let = slot_ids[i]
+            values[slot, position[slot, 0] % 2, position[slot, 1], o] = convert(silu(value + wv_bias[o]))
+
+        @T.inline
+        def store_z(i, o, value, second):
+            z[i, o] = value + wz_bias[o]
+
+        @T.inline
+        def store_r(i, o, value, second):
+            r[i, o] = silu(value + wr_bias[o])
+
+        @T.inline
+        def store_h(i, o, value, second):
+            h[i, o] = x[i, o] + (value + wh1_bias[o])
+
+        @T.inline
+        def multiply(product, incoming, weight, start, end, store):
+            product.compute(
+                weight, weight, incoming, b, by * plain.rows, gain, _zero,
+                (bx - start) * plain.outputs, end, shared, scratch, tx, store,
+            )  # fmt: skip
+
+        launch_dependents()
+        if bx < ends[1]:
+            multiply(plain, u, wv, 0, value_dim, store_value)
+        else:
+            if bx < ends[2]:
+                multiply(normed, c, wz, ends[1], z_dim, store_z)
+            else:
+                if bx < ends[3]:
+                    multiply(normed, c, wr, ends[2], value_dim, store_r)
+                else:
+                    multiply(normed, c, wh1, ends[3], dim, store_h)
+
+    # Parsing happens at definition: only the signature asked for is defined.
+    if affine:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            u_handle: T.handle,
+            c_handle: T.handle,
+            norm_weight: T.Buffer((dim,), "float32"),
+            wv: T.Buffer((value_dim, dim), dtype),
+            wv_bias: T.Buffer((value_dim,), "float32"),
+            wz: T.Buffer((z_dim, dim), dtype),
+            wz_bias: T.Buffer((z_dim,), "float32"),
+            wr: T.Buffer((value_dim, dim), dtype),
+            wr_bias: T.Buffer((value_dim,), "float32"),
+            wh1: T.Buffer((dim, dim), dtype),
+            wh1_bias: T.Buffer((dim,), "float32"),
+            x_handle: T.handle,
+            slots_handle: T.handle,
+            position: T.Buffer((slots, 2), "int32"),
+            values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+            z_handle: T.handle,
+            r_handle: T.handle,
+            h_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            b = T.int32()
+            u = T.match_buffer(u_handle, (b, dim), "float32")
+            c = T.match_buffer(c_handle, (b, dim), "float32")
+            x = T.match_buffer(x_handle, (b, dim), "float32")
+            slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+            z = T.match_buffer(z_handle, (b, z_dim), "float32")
+            r = T.match_buffer(r_handle, (b, value_dim), "float32")
+            h = T.match_buffer(h_handle, (b, dim), "float32")
+            compute(
+                u, c, lambda k: T.float32(1) + norm_weight[k], wv, wv_bias, wz, wz_bias, wr, wr_bias, wh1, wh1_bias,
+                x, slot_ids, position, values, z, r, h, b,
+            )  # fmt: skip
+
+    else:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            u_handle: T.handle,
+            c_handle: T.handle,
+            wv: T.Buffer((value_dim, dim), dtype),
+            wv_bias: T.Buffer((value_dim,), "float32"),
+            wz: T.Buffer((z_dim, dim), dtype),
+            wz_bias: T.Buffer((z_dim,), "float32"),
+            wr: T.Buffer((value_dim, dim), dtype),
+            wr_bias: T.Buffer((value_dim,), "float32"),
+            wh1: T.Buffer((dim, dim), dtype),
+            wh1_bias: T.Buffer((dim,), "float32"),
+            x_handle: T.handle,
+            slots_handle: T.handle,
+            position: T.Buffer((slots, 2), "int32"),
+            values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+            z_handle: T.handle,
+            r_handle: T.handle,
+            h_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            b = T.int32()
+            u = T.match_buffer(u_handle, (b, dim), "float32")
+            c = T.match_buffer(c_handle, (b, dim), "float32")
+            x = T.match_buffer(x_handle, (b, dim), "float32")
+            slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+            z = T.match_buffer(z_handle, (b, z_dim), "float32")
+            r = T.match_buffer(r_handle, (b, value_dim), "float32")
+            h = T.match_buffer(h_handle, (b, dim), "float32")
+            compute(
+                u, c, _one, wv, wv_bias, wz, wz_bias, wr, wr_bias, wh1, wh1_bias,
+                x, slot_ids, position, values, z, r, h, b,
+            )  # fmt: skip
+
+    return kernel
+
+
+@functools.cache
+def linear_residual(in_features: int, out_features: int, dtype: str, scaled: bool, rows: int) -> tirx.PrimFunc:
+    """Kernel (y [b, K], weight [O, K] of `dtype`, alpha [O] if scaled, residual [b, O]) → residual + alpha ⊙ product,
+    [b, O]; all but the weight fp32."""
+    product = _product(in_features, out_features, dtype, rows)
+
+    @T.inline
+    def compute(x, weight, scale, residual, y, b):
+        bx = T.launch_thread("blockIdx.x", divide(out_features, product.outputs))
+        by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
+        tx = T.launch_thread("threadIdx.x", THREADS)
+        shared = T.alloc_buffer((product.shared,), product.shared_dtype, scope="shared.dyn")
+        scratch = T.alloc_buffer((product.scratch,), scope="shared")
+
+        @T.inline
+        def store(i, o, value, second):
+            y[i, o] = residual[i, o] + scale(o) * value
+
+        launch_dependents()
+        product.compute(
+            weight, weight, x, b, by * product.rows, _one, _zero,
+            bx * product.outputs, out_features, shared, scratch, tx, store,
+        )  # fmt: skip
+
+    # Parsing happens at definition: only the signature asked for is defined.
+    if scaled:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            weight: T.Buffer((out_features, in_features), dtype),
+            scale: T.Buffer((out_features,), "float32"),
+            residual_handle: T.handle,
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            b = T.int32()
+            x = T.match_buffer(x_handle, (b, in_features), "float32")
+            residual = T.match_buffer(residual_handle, (b, out_features), "float32")
+            y = T.match_buffer(y_handle, (b, out_features), "float32")
+            compute(x, weight, lambda o: scale[o], residual, y, b)
+
+    else:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            weight: T.Buffer((out_features, in_features), dtype),
+            residual_handle: T.handle,
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            b = T.int32()
+            x = T.match_buffer(x_handle, (b, in_features), "float32")
+            residual = T.match_buffer(residual_handle, (b, out_features), "float32")
+            y = T.match_buffer(y_handle, (b, out_features), "float32")
+            compute(x, weight, _one, residual, y, b)
+
+    return kernel
+
+
+@functools.cache
+def gate(
+    dim: int, hidden: int, norm_groups: int, eps: float, affine: bool, swiglu: bool, dtype: str, rows: int
+) -> tirx.PrimFunc:
+    """Kernel (y [b, D], norm weight [D] and bias [D] if affine, fc1 [F, D], fc3 [F, D] if swiglu) → [b, F].
+
+    With n the group layer norm of y, silu(fc1 n) ⊙ fc3 n, or silu(fc1 n) (2.8); weights of `dtype`, the rest fp32.
+    """
+    product = _product(dim, (1 + swiglu) * hidden, dtype, rows, 1 + swiglu, Norm(norm_groups, eps, True))
+
+    @T.inline
+    def compute(x, gain, shift, fc1, fc3, y, b):
+        bx = T.launch_thread("blockIdx.x", divide(hidden, product.outputs))
+        by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
+        tx = T.launch_thread("threadIdx.x", THREADS)
+        shared = T.alloc_buffer((product.shared,), product.shared_dtype, scope="shared.dyn")
+        scratch = T.alloc_buffer((product.scratch,), scope="shared")
+
+        @T.inline
+        def store(i, o, value, second):
+            if swiglu:
+                y[i, o] = silu(value) * second
+            else:
+                y[i, o] = silu(value)
+
+        launch_dependents()
+        product.compute(
+            fc1, fc3, x, b, by * product.rows, gain, shift,
+            bx * product.outputs, hidden, shared, scratch, tx, store,
+        )  # fmt: skip
+
+    # Parsing happens at definition: only the signature asked for is defined.
+    if affine and swiglu:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            norm_weight: T.Buffer((dim,), "float32"),
+            norm_bias: T.Buffer((dim,), "float32"),
+            fc1: T.Buffer((hidden, dim), dtype),
+            fc3: T.Buffer((hidden, dim), dtype),
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            b = T.int32()
+            x = T.match_buffer(x_handle, (b, dim), "float32")
+            y = T.match_buffer(y_handle, (b, hidden), "float32")
+            compute(x, lambda k: T.float32(1) + norm_weight[k], lambda k: norm_bias[k], fc1, fc3, y, b)
+
+    elif affine:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            norm_weight: T.Buffer((dim,), "float32"),
+            norm_bias: T.Buffer((dim,), "float32"),
+            fc1: T.Buffer((hidden, dim), dtype),
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            b = T.int32()
+            x = T.match_buffer(x_handle, (b, dim), "float32")
+            y = T.match_buffer(y_handle, (b, hidden), "float32")
+            compute(x, lambda k: T.float32(1) + norm_weight[k], lambda k: norm_bias[k], fc1, fc1, y, b)
+
+    elif swiglu:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            fc1: T.Buffer((hidden, dim), dtype),
+            fc3: T.Buffer((hidden, dim), dtype),
+            y_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            b = T.int32()
+            x = T.match_buffer(x_handle, (b, dim), "float32")
+            y = T.match_buffer(y_handle, (b, hidden), "float32")
+            compute(x, _one, _zero, fc1, fc3, y, b)
+
+    else:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(x_handle: T.handle, fc1: T.Buffer((hidden, dim), dtype), y_handle: T.handle):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            b = T.int32()
+            x = T.match_buffer(x_handle, (b, dim), "float32")
+            y = T.match_buffer(y_handle, (b, hidden), "float32")
+            compute(x, _one, _zero, fc1, fc1, y, b)
+
+    return kernel
+
+
+@functools.cache
+def head(dim: int, outputs: int, slots: int, dtype: str, rows: int) -> tirx.PrimFunc:
+    """Kernel (x [b, D], weight [O, D] of `dtype`, slots [b], logits [S, O]): the product, into the slots' logits."""
+    product = _product(dim, outputs, dtype, rows)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        x_handle: T.handle,
+        weight: T.Buffer((outputs, dim), dtype),
+        slots_handle: T.handle,
+        logits: T.Buffer((slots, outputs), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+        b = T.int32()
+        x = T.match_buffer(x_handle, (b, dim), "float32")
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        bx = T.launch_thread("blockIdx.x", divide(outputs, product.outputs))
+        by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
+        tx = T.launch_thread("threadIdx.x", THREADS)
+        shared = T.alloc_buffer((product.shared,), product.shared_dtype, scope="shared.dyn")
+        scratch = T.alloc_buffer((product.scratch,), scope="shared")
+
+        @T.inline
+        def store(i, o, value, second):
+            logits[slot_ids[i], o] = value
+
+        launch_dependents()
+        product.compute(
+            weight, weight, x, b, by * product.rows, _one, _zero,
+            bx * product.outputs, outputs, shared, scratch, tx, store,
+        )  # fmt: skip
+
+    return kernel
