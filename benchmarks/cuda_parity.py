@@ -15,7 +15,7 @@ from gecko_mlc.runtime.library import Library
 from safetensors.numpy import load_file, save_file
 
 from gecko_mlc.config import GeckoConfig, validate_config
-from gecko_mlc.derived import CEMA_PARAMETERS, block_decay_name, cema_coefficients, cema_name, rope_tables
+from gecko_mlc.derived import CEMA_PARAMETERS, cema_coefficients, cema_name, rope_tables
 from gecko_mlc.initialize import initial_value, matrix_deviation
 from gecko_mlc.quantization import Quantization
 from gecko_mlc.reference import Gecko
@@ -41,7 +41,7 @@ def with_derived(config: GeckoConfig, parameters: dict[str, torch.Tensor]) -> di
     derived = dict(zip(("rope.cos", "rope.sin"), rope_tables(config), strict=True))
     for i in range(config.num_layers):
         values = (parameters[f"layers.{i}.mega.cema.{leaf}"].cpu().numpy() for leaf in CEMA_PARAMETERS)
-        derived[cema_name(i)], derived[block_decay_name(i)] = cema_coefficients(*values)
+        derived[cema_name(i)] = cema_coefficients(*values)
     return parameters | {name: torch.from_numpy(value).cuda() for name, value in derived.items()}
 
 

@@ -17,7 +17,6 @@ from gecko_mlc.checkpoint import Checkpoint
 from gecko_mlc.config import GeckoConfig, ParameterSpec
 from gecko_mlc.derived import (
     CEMA_PARAMETERS,
-    block_decay_name,
     cema_coefficients,
     cema_name,
     derived_shapes,
@@ -107,7 +106,7 @@ def _tensors(
             prefix = parameter.name.removesuffix("gamma")
             values = (checkpoint.read(prefix + leaf) for leaf in CEMA_PARAMETERS)
             layer = int(prefix.split(".")[1])
-            yield from zip((cema_name(layer), block_decay_name(layer)), cema_coefficients(*values), strict=True)
+            yield cema_name(layer), cema_coefficients(*values)
 
 
 def _cast(parameter: ParameterSpec, value: np.ndarray, quantization: Quantization) -> np.ndarray:

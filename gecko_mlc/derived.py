@@ -11,9 +11,6 @@ import numpy as np
 
 from gecko_mlc.config import GeckoConfig
 
-# Tokens of a block of time: a GPU scans blocks side by side, and joins them with powers of q.
-EMA_BLOCK = 64
-
 # Parameters that the compiled model knows only through constants derived from them.
 CEMA_PARAMETERS = ("alpha", "delta", "theta", "gamma")
 
@@ -23,11 +20,6 @@ def cema_name(layer: int) -> str:
     return f"layers.{layer}.mega.cema.coefficients"
 
 
-def block_decay_name(layer: int) -> str:
-    """The name of a layer's decay over a block of time."""
-    return f"layers.{layer}.mega.cema.block_decay"
-
-
 def derived_shapes(config: GeckoConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of all derived constants, fp32."""
     half = config.head_dim // 2
@@ -35,7 +27,6 @@ def derived_shapes(config: GeckoConfig) -> Iterator[tuple[str, tuple[int, ...]]]
     yield "rope.sin", (2 * config.chunk_size, half)
     for layer in range(config.num_layers):
         yield cema_name(layer), (5, config.cema_ndim, config.model_dim)
-        yield block_decay_name(layer), (2, config.cema_ndim, config.model_dim)
 
 
 def rope_tables(config: GeckoConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -45,25 +36,16 @@ def rope_tables(config: GeckoConfig) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def cema_coefficients(
-    alpha: np.ndarray, delta: np.ndarray, theta: np.ndarray, gamma: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of alpha, delta [D, N], theta [D], gamma [D, N, 2] (specification 2.3), fp32: the coefficients [5, N, D]
-    Re q, Im q, p, Re g, Im g; and Re, Im [2, N, D] of q to the power `EMA_BLOCK`."""
+def cema_coefficients(alpha: np.ndarray, delta: np.ndarray, theta: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+    """[5, N, D] fp32: Re q, Im q, p, Re g, Im g of specification 2.3, from alpha, delta [D, N],
+    theta [D], gamma [D, N, 2]."""
 
     def sigmoid(x: np.ndarray) -> np.ndarray:
         return 1.0 / (1.0 + np.exp(-x.astype(np.float64)))
 
     components = alpha.shape[1]
     p = sigmoid(alpha)
-    log_modulus = np.log1p(-p * sigmoid(delta))
+    modulus = np.exp(np.log1p(-p * sigmoid(delta)))
     omega = np.arange(1, components + 1) * sigmoid(theta)[:, None] * (2.0 * np.pi / components)
-
-    def power(k: int) -> tuple[np.ndarray, np.ndarray]:
-        modulus = np.exp(k * log_modulus)
-        return modulus * np.cos(k * omega), modulus * np.sin(k * omega)
-
-    def stacked(*parts: np.ndarray) -> np.ndarray:
-        return np.stack([part.T for part in parts]).astype(np.float32)
-
-    return stacked(*power(1), p, gamma[..., 0], gamma[..., 1]), stacked(*power(EMA_BLOCK))
+    parts = (modulus * np.cos(omega), modulus * np.sin(omega), p, gamma[..., 0], gamma[..., 1])
+    return np.stack([part.T for part in parts]).astype(np.float32)

@@ -23,7 +23,7 @@ from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.library import Library
 
 from gecko_mlc.config import GeckoConfig, validate_config
-from gecko_mlc.derived import CEMA_PARAMETERS, block_decay_name, cema_coefficients, cema_name, rope_tables
+from gecko_mlc.derived import CEMA_PARAMETERS, cema_coefficients, cema_name, rope_tables
 from gecko_mlc.initialize import initial_value
 from gecko_mlc.quantization import quantization
 
@@ -95,7 +95,7 @@ def with_derived(config: GeckoConfig, parameters: dict[str, np.ndarray]) -> dict
     result = dict(parameters)
     result["rope.cos"], result["rope.sin"] = rope_tables(config)
     for i in range(config.num_layers):
-        result[cema_name(i)], result[block_decay_name(i)] = cema_coefficients(
+        result[cema_name(i)] = cema_coefficients(
             *(parameters[f"layers.{i}.mega.cema.{leaf}"] for leaf in CEMA_PARAMETERS)
         )
     return result

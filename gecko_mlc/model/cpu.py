@@ -47,20 +47,20 @@ class CPULaunches:
         """The output [n, D] of a block."""
         return self._ffn(block.nffn, self._mega(call, block.prefix, block.mega, rope, x), x)
 
-    def final_norm(self, call: Call, norm: Norm, x: Tensor) -> Tensor:
-        """The rows [n, D] that go to the head."""
-        return self._timestep_norm(call, "final_", norm, x)
-
-    def store_logits(self, call: Call, x: Tensor, weight: Tensor) -> None:
+    def store_logits(self, call: Call, norm: Norm, x: Tensor, weight: Tensor) -> None:
         """The logits of each sequence's last row, into the state."""
         c = self.build.config
+        x = self._timestep_norm(call, "final_", norm, x)
         if call.rows is Rows.PREFILL:
             x = launch(embedding.last_row(c.model_dim), "last_row", [x], fresh(1, c.model_dim))
         kernel = embedding.store_logits(c.num_outputs, self.build.slots, self.machine)
-        call.state.update(kernel, "store_logits", [self.logits(x, weight), call.slots, "logits"], ["logits"])
+        call.state.update(
+            kernel, "store_logits", [self._product(x, self._pack(x), weight), call.slots, "logits"], ["logits"]
+        )
 
-    def logits(self, x: Tensor, weight: Tensor, into: Tensor | None = None) -> Tensor:
+    def logits(self, call: Call, norm: Norm, x: Tensor, weight: Tensor, into: Tensor | None = None) -> Tensor:
         """The logits [n, O] of all rows."""
+        x = self._timestep_norm(call, "final_", norm, x)
         return self._product(x, self._pack(x), weight, into=into)
 
     def score(self, logits: Tensor, targets: Tensor, log_probabilities: Tensor, entropies: Tensor) -> list[Tensor]:

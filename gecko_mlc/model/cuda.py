@@ -1,7 +1,7 @@
 """Gecko as launches of the CUDA kernels.
 
-Decode is eight kernels a layer that start while their predecessors end. Prefill keeps activations that feed
-the tensor cores in the weights' dtype, everything that adds up over layers or time in fp32.
+Decode is eight kernels a layer, each started while its predecessor ends. In prefill, activations that feed the
+tensor cores have the weights' dtype; what adds up over layers or time is fp32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 from tvm.relax.frontend.nn import Tensor, op
 
-from gecko_mlc.derived import EMA_BLOCK
 from gecko_mlc.model.launch import Build, Call, State, fresh, launch
 from gecko_mlc.model.parameters import Block, Mega, NormalizedFFN, Norm, RotaryTables
 from gecko_mlc.tir_kernels.cuda import (
@@ -28,7 +27,7 @@ from gecko_mlc.tir_kernels.cuda import (
     timestep_norm,
     working_memory,
 )
-from gecko_mlc.tir_kernels.machine import CUDA, divide
+from gecko_mlc.tir_kernels.machine import CUDA
 from gecko_mlc.tir_kernels.rows import Rows
 
 
@@ -37,7 +36,7 @@ class CUDALaunches:
 
     def __init__(self, build: Build) -> None:
         assert isinstance(build.machine, CUDA)
-        self.build = build
+        self.build, self.machine = build, build.machine
         self.dtype, self.cache_dtype = build.quantization.matrix_dtype, build.quantization.cache_dtype
         # Reads of the memory are rounded with the caches.
         self.memory = "memory" if self.cache_dtype == "float32" else "memory_read"
@@ -55,28 +54,332 @@ class CUDALaunches:
 
     def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
         """The output [n, D] of a block."""
-        if call.rows is Rows.DECODE:
-            middle = self._mega_step(call, block.prefix, block.mega, rope, x)
-        else:
-            middle = self._mega(call, block.prefix, block.mega, rope, x)
-        return self._ffn(call, block.nffn, middle, x)
+        mega, ffn = (self._mega_step, self._ffn_step) if call.rows is Rows.DECODE else (self._mega, self._ffn)
+        return ffn(block.nffn, mega(call, block.prefix, block.mega, rope, x), x)
 
-    def final_norm(self, call: Call, norm: Norm, x: Tensor) -> Tensor:
-        """The rows [n, D] that go to the head, in the weights' dtype in prefill."""
+    def store_logits(self, call: Call, norm: Norm, x: Tensor, weight: Tensor) -> None:
+        """The logits of each sequence's last row, into the state."""
         c = self.build.config
-        moments = ["final_norm_mean", "final_norm_var"]
-        arguments = [x, norm.weight, norm.bias, call.slots, "position", *moments]
-        kernel = timestep_norm.timestep_norm_step(*self._norm_shape())
-        (y,) = call.state.update(kernel, "final_norm", arguments, moments, [fresh(call.n, c.model_dim)])
-        return y
+        decoding = call.rows is Rows.DECODE
+        factory = timestep_norm.timestep_norm_step if decoding else timestep_norm.last_timestep_norm
+        averages = ["final_norm_mean", "final_norm_var"]
+        (y,) = call.state.update(
+            factory(*self._norm_shape()),
+            "final_norm",
+            [x, norm.weight, norm.bias, call.slots, "position", *averages],
+            averages,
+            [fresh(call.n if decoding else 1, c.model_dim)],
+        )
+        rows = self.build.slots if decoding else 1
+        kernel = decode_linear.head(c.model_dim, c.num_outputs, self.build.slots, self.dtype, rows)
+        call.state.update(kernel, "head", [y, weight, call.slots, "logits"], ["logits"])
+
+    def logits(self, call: Call, norm: Norm, x: Tensor, weight: Tensor, into: Tensor | None = None) -> Tensor:
+        """The logits [n, O] of all rows."""
+        c = self.build.config
+        y = launch(
+            timestep_norm.timestep_norm(c.model_dim, c.timenorm_num_groups, self.dtype),
+            "timestep_norm",
+            [x, norm.weight, norm.bias, self._moments(call, "final_", x)],
+            fresh(call.n, c.model_dim, dtype=self.dtype),
+        )
+        kernel = linear.linear(c.model_dim, c.num_outputs, self.dtype, self.machine)
+        if into is not None:
+            return op.tensor_ir_inplace_op(kernel, "head", [y, weight, into], [2], into)
+        return launch(kernel, "head", [y, weight], fresh(call.n, c.num_outputs))
+
+    def score(self, logits: Tensor, targets: Tensor, log_probabilities: Tensor, entropies: Tensor) -> list[Tensor]:
+        """Log-probabilities [n] of the targets and entropies [n], in place."""
+        return list(
+            op.tensor_ir_inplace_op(
+                sampling.score(self.build.config.num_outputs),
+                "score",
+                [logits, targets, log_probabilities, entropies],
+                [2, 3],
+                [log_probabilities, entropies],
+            )
+        )
+
+    def advance(self, call: Call, tokens: Tensor) -> None:
+        """The position moves on by the tokens [n]."""
+        kernel = slots.advance(call.rows, self.build.slots)
+        call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
+
+    def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
+        """A layer takes the chunk that was spread over its tokens into its memory (2.7), and prepares the next."""
+        c = self.build.config
+        shape = (c.z_dim, c.value_dim, c.num_heads, self.build.slots, c.chunk_size, self.cache_dtype)
+        memory = ["memory", *([] if self.memory == "memory" else ["memory_read"]), "log_norm", "memory_sum", "mass"]
+        writes = [f"{prefix}{name}" for name in memory]
+        state.update(
+            working_memory.finish_memory(*shape),
+            "finish_memory",
+            [slot_ids, "position", f"{prefix}maximum", *writes],
+            writes,
+        )
+        maximum = f"{prefix}maximum"
+        state.update(
+            working_memory.start_chunk(*shape),
+            "start_chunk",
+            [slot_ids, "position", f"{prefix}memory_keys", maximum],
+            [maximum],
+        )
+
+    def next_chunk(self, slot_ids: Tensor, state: State) -> None:
+        """On to offset 0 of the next chunk."""
+        state.update(slots.next_chunk(self.build.slots), "next_chunk", [slot_ids, "position"], ["position"])
+
+    def sample(self, slot_ids: Tensor, state: State) -> None:
+        """The next current token of each slot."""
+        c = self.build.config
+        state.update(
+            sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots),
+            "sample",
+            [slot_ids, "logits", "sampling", "random", "counts", "token", "recent"],
+            ["random", "counts", "token", "recent"],
+        )
+
+    def fill(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str, value: float) -> None:
+        """Every element of a state tensor, in the slots, becomes `value`."""
+        state.update(slots.fill(self.build.slots, shape, dtype, value), "fill", [slot_ids, name], [name])
+
+    def copy(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """The first slot's part of a state tensor, into the second slot."""
+        state.update(slots.copy(self.build.slots, shape, dtype), "copy", [slot_ids, name], [name])
+
+    # Decode.
+
+    def _mega_step(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
+        """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [b, D]."""
+        c, b, total = self.build.config, call.n, self.build.slots
+        dz, dv = c.head_dim, c.value_head_dim
+        state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
+        u, mixed = call.state.update(
+            complex_ema.norm_ema_step(
+                c.model_dim, c.timenorm_num_groups, c.cema_ndim, total, c.chunk_size, self._betas(), c.norm_eps
+            ),
+            "norm_ema",
+            [x, mega.timenorm.weight, mega.timenorm.bias, mega.cema.coefficients, call.slots, "position", *state],
+            state,
+            [fresh(b, c.model_dim), fresh(b, c.model_dim)],
+        )
+        keys, values, memory_keys = (f"{prefix}{name}" for name in ("keys", "values", "memory_keys"))
+        layers = (mega.wv, mega.wz, mega.wr, mega.wh1)
+        z, r, h = call.state.update(
+            decode_linear.projections(
+                c.model_dim,
+                c.z_dim,
+                c.value_dim,
+                c.layernorm_num_groups,
+                c.norm_eps,
+                c.norm_affine,
+                total,
+                c.chunk_size,
+                self.dtype,
+                self.cache_dtype,
+                total,
+            ),
+            "projections",
+            [
+                u,
+                mixed,
+                *_present(mega.rmsnorm.weight),
+                *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)),
+                x,
+                call.slots,
+                "position",
+                values,
+            ],
+            [values],
+            [fresh(b, c.z_dim), fresh(b, c.value_dim), fresh(b, c.model_dim)],
+        )
+        shape = (c.z_dim, c.value_dim, c.num_heads)
+        parts = attention_step.parts(c.chunk_size, c.num_heads)
+        partial, statistics = call.state.update(
+            attention_step.attend(*shape, c.rope_heads, total, c.chunk_size, c.norm_eps, self.cache_dtype),
+            "attend",
+            [z, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", keys, values, memory_keys],
+            [keys, memory_keys],
+            [fresh(b, c.num_heads, parts, dv), fresh(b, c.num_heads, parts, 2)],
+        )
+        merged = launch(
+            attention_step.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype),
+            "merge",
+            [
+                z,
+                mega.gamma,
+                mega.beta,
+                partial,
+                statistics,
+                r,
+                call.slots,
+                call.state["position"],
+                call.state[f"{prefix}{self.memory}"],
+            ],
+            fresh(b, c.value_dim),
+        )
+        self._absorb(call, prefix, working_memory.absorb_step, None)
+        kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, self.dtype, False, total)
+        return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(b, c.model_dim))
+
+    def _ffn_step(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
+        """The block's output [b, D] of y, its middle, and x, its input."""
+        c, b, rows = self.build.config, y.shape[0], self.build.slots
+        hidden = launch(
+            decode_linear.gate(
+                c.model_dim,
+                c.ffn_hidden_dim,
+                c.layernorm_num_groups,
+                c.norm_eps,
+                c.norm_affine,
+                c.swiglu,
+                self.dtype,
+                rows,
+            ),
+            "gate",
+            [y, *_present(ffn.norm.weight, ffn.norm.bias), *_matrices(ffn)],
+            fresh(b, c.ffn_hidden_dim),
+        )
+        kernel = decode_linear.linear_residual(c.ffn_hidden_dim, c.model_dim, self.dtype, ffn.alpha is not None, rows)
+        residual = x if c.two_hop_residual else y
+        arguments = [hidden, ffn.fc2.weight, *_present(ffn.alpha), residual]
+        return launch(kernel, "linear_residual", arguments, fresh(b, c.model_dim))
+
+    # Prefill.
+
+    def _mega(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
+        """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [n, D]."""
+        c, n, total = self.build.config, call.n, self.build.slots
+        u, mixed = call.state.update(
+            complex_ema.norm_ema(c.model_dim, c.timenorm_num_groups, c.cema_ndim, total, self.dtype),
+            "norm_ema",
+            [
+                x,
+                mega.timenorm.weight,
+                mega.timenorm.bias,
+                mega.cema.coefficients,
+                self._moments(call, prefix, x),
+                call.slots,
+                f"{prefix}ema",
+            ],
+            [f"{prefix}ema"],
+            [fresh(n, c.model_dim, dtype=self.dtype), fresh(n, c.model_dim)],
+        )
+        keys, values, memory_keys = (f"{prefix}{name}" for name in ("keys", "values", "memory_keys"))
+        call.state.update(
+            linear.value_projection(
+                c.model_dim, c.value_dim, total, c.chunk_size, self.dtype, self.cache_dtype, self.machine
+            ),
+            "value_projection",
+            [u, *_present(mega.wv.weight, mega.wv.bias), call.slots, "position", values],
+            [values],
+        )
+        mx = launch(
+            group_norm.rms_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.dtype),
+            "rms_norm",
+            [mixed, *_present(mega.rmsnorm.weight)],
+            fresh(n, c.model_dim, dtype=self.dtype),
+        )
+        layers = (mega.wz, mega.wr, mega.wh1)
+        z, r, h = op.tensor_ir_op(
+            linear.projections(c.model_dim, c.z_dim, c.value_dim, self.dtype, self.machine),
+            "projections",
+            [mx, *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)), x],
+            [fresh(n, c.z_dim), fresh(n, c.value_dim, dtype=self.dtype), fresh(n, c.model_dim)],
+        )
+        queries, reads = call.state.update(
+            attention_inputs.attention_inputs(
+                c.z_dim, c.num_heads, c.rope_heads, total, c.chunk_size, c.norm_eps, self.dtype, self.cache_dtype
+            ),
+            "attention_inputs",
+            [z, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", keys, memory_keys],
+            [keys, memory_keys],
+            [fresh(n, 2, c.z_dim, dtype=self.dtype), fresh(n, c.z_dim, dtype=self.dtype)],
+        )
+        weights = launch(
+            chunk_attention.attention_weights(c.z_dim, c.num_heads, total, c.chunk_size, self.dtype),
+            "attention_weights",
+            [queries, call.slots, call.state["position"], call.state[keys]],
+            fresh(c.num_heads, n, 2 * c.chunk_size, dtype=self.dtype),
+        )
+        merged = launch(
+            chunk_attention.attention_values(
+                c.z_dim, c.value_dim, c.num_heads, total, c.chunk_size, self.dtype, self.cache_dtype
+            ),
+            "attention_values",
+            [
+                weights,
+                call.slots,
+                call.state["position"],
+                call.state[values],
+                r,
+                reads,
+                call.state[f"{prefix}{self.memory}"],
+            ],
+            fresh(n, c.value_dim, dtype=self.dtype),
+        )
+        self._absorb(call, prefix, working_memory.absorb, x)
+        kernel = linear.linear_residual(c.value_dim, c.model_dim, self.dtype, False, self.machine)
+        return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(n, c.model_dim))
+
+    def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
+        """The block's output [n, D] of y, its middle, and x, its input."""
+        c, n = self.build.config, y.shape[0]
+        u = launch(
+            group_norm.layer_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.dtype),
+            "layer_norm",
+            [y, *_present(ffn.norm.weight, ffn.norm.bias)],
+            fresh(n, c.model_dim, dtype=self.dtype),
+        )
+        hidden = launch(
+            linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, self.dtype, self.machine),
+            "gate",
+            [u, *_matrices(ffn)],
+            fresh(n, c.ffn_hidden_dim, dtype=self.dtype),
+        )
+        scaled = ffn.alpha is not None
+        kernel = linear.linear_residual(c.ffn_hidden_dim, c.model_dim, self.dtype, scaled, self.machine)
+        residual = x if c.two_hop_residual else y
+        arguments = [hidden, ffn.fc2.weight, *_present(ffn.alpha), residual]
+        return launch(kernel, "linear_residual", arguments, fresh(n, c.model_dim))
+
+    def _moments(self, call: Call, prefix: str, x: Tensor) -> Tensor:
+        """The moments [G, n, 2] that x [n, D] is normalized with (2.2)."""
+        averages = [f"{prefix}norm_mean", f"{prefix}norm_var"]
+        (moments,) = call.state.update(
+            timestep_norm.timestep_norm_moments(*self._norm_shape()),
+            "timestep_norm_moments",
+            [x, call.slots, "position", *averages],
+            averages,
+            [fresh(self.build.config.timenorm_num_groups, call.n, 2)],
+        )
+        return moments
+
+    # Both.
+
+    def _absorb(self, call: Call, prefix: str, factory: Any, rows: Tensor | None) -> None:
+        """The memory's share of these tokens (8c); `rows` [n, D] tell a prefill how many they are."""
+        c = self.build.config
+        kernel = factory(c.z_dim, c.value_dim, c.num_heads, self.build.slots, c.chunk_size, self.cache_dtype)
+        names = ["memory_keys", "values", self.memory, "maximum", "mass", "memory_sum"]
+        writes = [f"{prefix}mass", f"{prefix}memory_sum"]
+        inputs = [] if rows is None else [rows]
+        call.state.update(
+            kernel, "absorb", [*inputs, call.slots, "position", *(f"{prefix}{name}" for name in names)], writes
+        )
+
+    def _betas(self) -> tuple[float, float]:
+        return self.build.config.timenorm_beta1, self.build.config.timenorm_beta2
 
     def _norm_shape(self) -> tuple[Any, ...]:
         c = self.build.config
-        return (
-            c.model_dim,
-            c.timenorm_num_groups,
-            self.build.slots,
-            c.chunk_size,
-            (c.timenorm_beta1, c.timenorm_beta2),
-            c.norm_eps,
-        )
+        return c.model_dim, c.timenorm_num_groups, self.build.slots, c.chunk_size, self._betas(), c.norm_eps
+
+
+def _present(*parameters: Tensor | None) -> list[Tensor]:
+    return [p for p in parameters if p is not None]
+
+
+def _matrices(ffn: NormalizedFFN) -> list[Tensor]:
+    """The weights that share the FFN's input."""
+    return [ffn.fc1.weight] if ffn.fc3 is None else [ffn.fc1.weight, ffn.fc3.weight]

@@ -31,13 +31,15 @@ class Gecko(nn.Module):
     def prefill(self, tokens: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """Tokens of one slot that stay within a chunk; logits of the last one into the state."""
         call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
-        self.launches.store_logits(call, self._trunk(call, tokens), self._head())
+        self.launches.store_logits(call, self.output.final_norm, self._trunk(call, tokens), self._head())
         return self._advanced(call, tokens)
 
     def prefill_logits(self, tokens: Tensor, result: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """The same, with the logits [n, O] of all tokens as the result."""
         call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
-        logits = self.launches.logits(self._trunk(call, tokens), self._head(), into=result)
+        logits = self.launches.logits(
+            call, self.output.final_norm, self._trunk(call, tokens), self._head(), into=result
+        )
         return [logits, *self._advanced(call, tokens)]
 
     def score(
@@ -51,14 +53,14 @@ class Gecko(nn.Module):
     ) -> list[Tensor]:
         """The same, with log-probabilities [n] of the targets and entropies [n] as results."""
         call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
-        logits = self.launches.logits(self._trunk(call, tokens), self._head())
+        logits = self.launches.logits(call, self.output.final_norm, self._trunk(call, tokens), self._head())
         results = self.launches.score(logits, targets, log_probabilities, entropies)
         return [*results, *self._advanced(call, tokens)]
 
     def decode(self, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """The state's token of each slot; logits into the state."""
         call = Call(Rows.DECODE, slot_ids.shape[0], slot_ids, State(self.specs, state))
-        self.launches.store_logits(call, self._trunk(call, None), self._head())
+        self.launches.store_logits(call, self.output.final_norm, self._trunk(call, None), self._head())
         return self._advanced(call, slot_ids)
 
     def end_chunk(self, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
@@ -91,11 +93,11 @@ class Gecko(nn.Module):
         return states.aliases()
 
     def _trunk(self, call: Call, tokens: Tensor | None) -> Tensor:
-        """Everything before the head, [n, D]."""
+        """The output [n, D] of the last block."""
         x = self.launches.embed(call, tokens, self.embed.weight)
         for layer in self.layers:
             x = self.launches.block(call, layer, self.rope, x)
-        return self.launches.final_norm(call, self.output.final_norm, x)
+        return x
 
     def _head(self) -> Tensor:
         """The head's weight [O, D]."""

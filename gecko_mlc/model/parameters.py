@@ -6,7 +6,6 @@ from tvm.relax.frontend import nn
 
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.model.launch import Build
-from gecko_mlc.tir_kernels.machine import CUDA
 
 
 class Linear(nn.Module):
@@ -26,13 +25,11 @@ class Norm(nn.Module):
 
 
 class ComplexEMA(nn.Module):
-    """Coefficients of the complex EMA (2.3), made by `derived.cema_coefficients`; GPUs scan by blocks of time."""
+    """Coefficients of the complex EMA (2.3), made by `derived.cema_coefficients`."""
 
     def __init__(self, build: Build) -> None:
         c = build.config
         self.coefficients = nn.Parameter((5, c.cema_ndim, c.model_dim), "float32")
-        if isinstance(build.machine, CUDA):
-            self.block_decay = nn.Parameter((2, c.cema_ndim, c.model_dim), "float32")
 
 
 class RotaryTables(nn.Module):
