@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tvm.relax.frontend.nn import Tensor, op
 
 from gecko_mlc.model.launch import Build, Call, State, fresh, launch
-from gecko_mlc.model.parameters import Block, Linear, Mega, NormalizedFFN, Norm, RotaryTables
+from gecko_mlc.model.parameters import Block, Linear, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.tir_kernels import (
     attention_inputs,
     chunk_attention,

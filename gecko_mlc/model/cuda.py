@@ -12,7 +12,7 @@ from typing import Any
 from tvm.relax.frontend.nn import Tensor, op
 
 from gecko_mlc.model.launch import Build, Call, State, fresh, launch
-from gecko_mlc.model.parameters import Block, Mega, NormalizedFFN, Norm, RotaryTables
+from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.tir_kernels.cuda import (
     attention_inputs,
     attention_step,

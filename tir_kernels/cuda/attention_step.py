@@ -53,7 +53,7 @@ def _lane_sum(lanes: int, stride: int) -> Callable[..., Expr]:
     source = f"""
 __device__ __forceinline__ float {name}(float value) {{
 #pragma unroll
-  for (int lane = {stride * lanes // 2}; lane >= {stride}; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  for (int lane = {lanes // 2}; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane * {stride});
   return value;
 }}
 """
@@ -101,6 +101,7 @@ def attend(
     teams = threads // team
     # Keys that a team has on their way at a time.
     key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
+    value_loads = min(-(-longest // groups), LOADS)
     pair_rounds = -(-half // threads)
     load, convert, team_sum = loader(dtype), narrow(dtype), _lane_sum(team, 1)
 
@@ -143,7 +144,7 @@ def attend(
         rounded = T.alloc_buffer((2,), dtype, scope="local")
         held_query = T.alloc_buffer((2, key_rounds, key_width), scope="local")
         held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), dtype, scope="local")
-        held_values = T.alloc_buffer((LOADS, width), dtype, scope="local")
+        held_values = T.alloc_buffer((value_loads, width), dtype, scope="local")
         score = T.alloc_buffer((1,), scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         weight = T.alloc_buffer((1,), scope="local")
@@ -227,7 +228,7 @@ def attend(
 
         if present > 0:
             load_keys(0)
-            for i in T.unroll(LOADS):
+            for i in T.unroll(value_loads):
                 for v in T.unroll(width):
                     held_values[i, v] = T.Cast(dtype, T.float32(0))
                 load_value(i, i * groups + group, 0)
@@ -312,25 +313,22 @@ def attend(
             # 4. The weighted sum of values. A vector's successor is on its way as soon as it is used.
             for tile in T.serial(passes):
                 if tile > 0:
-                    for i in T.unroll(LOADS):
+                    for i in T.unroll(value_loads):
                         load_value(i, i * groups + group, tile)
                 for v in T.unroll(width):
                     sums[v] = T.float32(0)
-                for step in T.serial((present + groups * LOADS - 1) // (groups * LOADS)):
-                    for i in T.unroll(LOADS):
-                        j: T.let = (step * LOADS + i) * groups + group
+                for step in T.serial((present + groups * value_loads - 1) // (groups * value_loads)):
+                    for i in T.unroll(value_loads):
+                        j: T.let = (step * value_loads + i) * groups + group
                         weight[0] = T.if_then_else(j < present, numerators[j], T.float32(0))
                         for v in T.unroll(width):
                             sums[v] = sums[v] + weight[0] * load(held_values, i, v)
-                        load_value(i, j + groups * LOADS, tile)
+                        load_value(i, j + groups * value_loads, tile)
                 if groups == 1:
-                    if tile * columns + column < vectors:
-                        if tx < columns:
-                            for k in T.unroll(width // part):
-                                for v in T.vectorized(part):
-                                    partial[row, head, p, (tile * columns + column) * width + k * part + v] = sums[
-                                        k * part + v
-                                    ]
+                    if tx < columns and tile * columns + tx < vectors:
+                        for k in T.unroll(width // part):
+                            for v in T.vectorized(part):
+                                partial[row, head, p, (tile * columns + tx) * width + k * part + v] = sums[k * part + v]
                 else:
                     if group < groups:
                         for v in T.unroll(width):
@@ -347,9 +345,7 @@ def attend(
 
 
 @functools.cache
-def merge(
-    z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, eps: float, dtype: str
-) -> tirx.PrimFunc:
+def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, eps: float, dtype: str) -> tirx.PrimFunc:
     """Kernel (z [b, Z], gamma [4, Z], beta [4, Z], partial [b, H, P, dv], statistics [b, H, P, 2], r [b, E],
     slots [b], position, memory [S, H, dz, dv]) → y [b, E] = attention ⊙ r + softmax(aq) · memory.
 
@@ -365,6 +361,7 @@ def merge(
     groups, warps = THREADS // lanes, THREADS // 32
     tiles = -(-vectors // lanes)
     part_loads = min(-(-count // groups), LOADS // 2)
+    memory_loads = min(-(-size // groups), LOADS)
     rounds = -(-size // 32)
     load, group_sum = loader(dtype), _lane_sum(32 // lanes, lanes)
 
@@ -403,7 +400,7 @@ def merge(
         maximum = T.alloc_buffer((1,), scope="local")
         total = T.alloc_buffer((1,), scope="local")
         weight = T.alloc_buffer((1,), scope="local")
-        held_memory = T.alloc_buffer((LOADS, width), dtype, scope="local")
+        held_memory = T.alloc_buffer((memory_loads, width), dtype, scope="local")
         held_partial = T.alloc_buffer((part_loads, width), scope="local")
         sums = T.alloc_buffer((width,), scope="local")
         lane: T.let = tx % 32
@@ -440,7 +437,7 @@ def merge(
                     for v in T.vectorized(part):
                         held_partial[i, k * part + v] = partial[row, head, j, column + k * part + v]
 
-        for i in T.unroll(LOADS):
+        for i in T.unroll(memory_loads):
             for v in T.unroll(width):
                 held_memory[i, v] = T.Cast(dtype, T.float32(0))
             load_memory(i, i * groups + group)
@@ -499,13 +496,13 @@ def merge(
         if column < value_size:
             for v in T.unroll(width):
                 sums[v] = sums[v] * gate[row, head * value_size + column + v]
-        for step in T.serial((features + groups * LOADS - 1) // (groups * LOADS)):
-            for i in T.unroll(LOADS):
-                a: T.let = (step * LOADS + i) * groups + group
+        for step in T.serial((features + groups * memory_loads - 1) // (groups * memory_loads)):
+            for i in T.unroll(memory_loads):
+                a: T.let = (step * memory_loads + i) * groups + group
                 weight[0] = T.if_then_else(a < features, read_weights[a], T.float32(0))
                 for v in T.unroll(width):
                     sums[v] = sums[v] + weight[0] * load(held_memory, i, v)
-                load_memory(i, a + groups * LOADS)
+                load_memory(i, a + groups * memory_loads)
 
         # 3. Their sum.
         for v in T.unroll(width):

@@ -41,6 +41,10 @@ SLICE_BYTES = 65536
 DEPTH, OUTPUTS = 512, 32
 
 
+# An attribute of the generated kernel.
+RESIDENT_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"
+
+
 class Norm(NamedTuple):
     """Group RMS norm, or `centred` group layer norm, of the activations."""
 
@@ -49,26 +53,51 @@ class Norm(NamedTuple):
     centred: bool
 
 
-# (registers, global source): 16 bytes that are read once.
+# (registers, global source, present): 16 bytes that are read once, or nothing when the int is 0. A branch around it
+# would cut the loop in pieces that are scheduled one by one.
 load_stream = device_function(
     "gecko_load_stream",
     """
-__device__ __forceinline__ void gecko_load_stream(void* registers, const void* source) {
-  uint4 value;
+__device__ __forceinline__ void gecko_load_stream(unsigned* registers, const void* source, int present) {
 #ifdef __CUDA_ARCH__
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(source));
+  asm volatile("{.reg .pred present; setp.ne.s32 present, %5, 0;"
+               "@present ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
+               : "+r"(registers[0]), "+r"(registers[1]), "+r"(registers[2]), "+r"(registers[3])
+               : "l"(source), "r"(present));
 #else
-  memcpy(&value, source, 16);
+  if (present) memcpy(registers, source, 16);
 #endif
-  memcpy(registers, &value, 16);
 }
 """,
 )
 
 
+@functools.cache
+def _widen(dtype: str) -> device_function:
+    """(values[4] fp32, registers): the values in the bytes of four of `dtype`."""
+    # Two bfloat16 are the upper halves of two fp32. Packed until here, values take half the registers.
+    body = {
+        "float32": "memcpy(values, registers, 16);",
+        "bfloat16": """unsigned words[4] = {registers[0] << 16, registers[0] & 0xffff0000u,
+                       registers[1] << 16, registers[1] & 0xffff0000u};
+  memcpy(values, words, 16);""",
+        "float16": """half halves[4];
+  memcpy(halves, registers, 8);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) values[i] = static_cast<float>(halves[i]);""",
+    }[dtype]
+    name = f"gecko_widen_{dtype}"
+    source = f"""
+__device__ __forceinline__ void {name}(float* values, const unsigned* registers) {{
+  {body}
+}}
+"""
+    return device_function(name, source)
+
+
 class Product(NamedTuple):
     """A block's matrix product: the outputs and rows it computes, the buffers it needs in shared memory, how.
+    `resident` blocks of a multiprocessor at a time bound its registers.
 
     `compute` is an inline (weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish). It
     multiplies rows of x [b, K] fp32 from `row` on, normed if there is a norm, with the outputs from `first` to before
@@ -80,6 +109,7 @@ class Product(NamedTuple):
     shared: int
     shared_dtype: str
     scratch: int
+    resident: int
     compute: Any
 
 
@@ -139,9 +169,7 @@ def _statistics(dim: int, rows: int, norm: Norm):  # type: ignore[no-untyped-def
     return compute
 
 
-def _dot_product(
-    features: int, outputs: int, dtype: str, rows: int, weights: int, norm: Norm | None
-) -> Product:
+def _dot_product(features: int, outputs: int, dtype: str, rows: int, weights: int, norm: Norm | None) -> Product:
     """Warps with `together` outputs each of one weight or two, lanes along the inputs."""
     size = 4 if dtype == "float32" else 2
     width = math.gcd(features, 16 // size)
@@ -159,9 +187,15 @@ def _dot_product(
     # Values that are copied at a time; lanes read them side by side.
     part = math.gcd(width, 4)
     parts = width // part
+    # Registers of a vector: as many bytes as it has, or its values one by one.
+    streamed = width * size == 16
+    registers = 4 if streamed else width
+    widen = _widen(dtype)
     chunks = depth // part
     copies = divide(rows * chunks, THREADS)
+    resident = 4 if rows == 1 and dtype != "float32" else 2
     whole = norm is not None and rows == 1 and norm.groups == 1 and slices == 1
+    statistics = _statistics(features, rows, norm) if norm is not None else None
     scratch = 2 * WARPS if whole else 2 * rows * norm.groups if norm else 1
 
     def place(chunk: Expr) -> Expr:
@@ -227,9 +261,9 @@ def _dot_product(
         for n in T.unroll(copies):
             if (n * THREADS + tx) * part < features:
                 for v in T.vectorized(part):
-                    shared[place(n * THREADS + tx) + v] = (
-                        shared[place(n * THREADS + tx) + v] - mean[0]
-                    ) * total[0] * gain((n * THREADS + tx) * part + v) + shift((n * THREADS + tx) * part + v)
+                    shared[place(n * THREADS + tx) + v] = (shared[place(n * THREADS + tx) + v] - mean[0]) * total[
+                        0
+                    ] * gain((n * THREADS + tx) * part + v) + shift((n * THREADS + tx) * part + v)
 
     @T.inline
     def normalize(b, row, start, shared, scratch, gain, shift, tx):
@@ -247,44 +281,43 @@ def _dot_product(
 
     @T.inline
     def compute(weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish):
-        held = T.alloc_buffer((lines * unrolled * width,), dtype, scope="local")
-        wide = T.alloc_buffer((lines * width,), scope="local")
-        incoming = T.alloc_buffer((width,), scope="local")
+        held = T.alloc_buffer((lines * unrolled * registers,), "uint32" if streamed else "float32", scope="local")
+        wide = T.alloc_buffer((lines * part,), scope="local")
+        incoming = T.alloc_buffer((part,), scope="local")
         sums = T.alloc_buffer((lines * rows,), scope="local")
         result = T.alloc_buffer((weights,), scope="local")
         lane: T.let = tx % 32
         output: T.let = first + tx // 32 * together
 
         @T.inline
-        def load_line(source, o, vector, at):
-            if width * size == 16:
-                load_stream(T.address_of(held[at]), T.address_of(source[o, vector * width]))
+        def load_line(source, o, vector, present, at):
+            if streamed:
+                load_stream(T.address_of(held[at]), T.address_of(source[o, vector * width]), T.Cast("int32", present))
             else:
-                for v in T.vectorized(width):
-                    held[at + v] = source[o, vector * width + v]
+                if present:
+                    for v in T.vectorized(width):
+                        held[at + v] = T.Cast("float32", source[o, vector * width + v])
 
         @T.inline
-        def load_lines(batch, u):
-            vector: T.let = (batch * unrolled + u) * 32 + lane
-            for r in T.unroll(together):
-                load_line(weight, T.min(output + r, end - 1), vector, (r * unrolled + u) * width)
-                if weights == 2:
-                    load_line(
-                        second, T.min(output + r, end - 1), vector, ((together + r) * unrolled + u) * width
-                    )
+        def widen_part(to, at):
+            if streamed:
+                widen(T.address_of(wide[to]), T.address_of(held[at]))
+            else:
+                for v in T.unroll(part):
+                    wide[to + v] = held[at + v]
 
         @T.inline
         def load(batch, u):
-            if exact:
-                if batch < batches:
-                    load_lines(batch, u)
-            else:
-                if (batch * unrolled + u) * 32 + lane < vectors:
-                    load_lines(batch, u)
+            vector: T.let = (batch * unrolled + u) * 32 + lane
+            present: T.let = batch < batches if exact else vector < vectors
+            for r in T.unroll(together):
+                o: T.let = T.min(output + r, end - 1)
+                load_line(weight, o, vector, present, (r * unrolled + u) * registers)
+                if weights == 2:
+                    load_line(second, o, vector, present, ((together + r) * unrolled + u) * registers)
 
-        if not exact:
-            for j in T.unroll(lines * unrolled * width):
-                held[j] = tirx.const(0, dtype)
+        for j in T.unroll(lines * unrolled * registers):
+            held[j] = tirx.const(0, "uint32" if streamed else "float32")
         for u in T.unroll(unrolled):
             load(0, u)
         for j in T.unroll(lines * rows):
@@ -302,23 +335,21 @@ def _dot_product(
             elif norm is not None:
                 normalize(b, row, s * depth, shared, scratch, gain, shift, tx)
             T.tvm_storage_sync("shared")
-            for t in T.serial(T.min(held_batches, batches - s * held_batches)):
+            for t in T.serial(T.min(held_batches, batches - s * held_batches), annotations={"disable_unroll": True}):
                 for u in T.unroll(unrolled):
-                    for line in T.unroll(lines):
-                        for v in T.unroll(width):
-                            wide[line * width + v] = T.Cast("float32", held[(line * unrolled + u) * width + v])
-                    load(s * held_batches + t + 1, u)
-                    for i in T.unroll(rows):
-                        for p in T.unroll(parts):
+                    for p in T.unroll(parts):
+                        for line in T.unroll(lines):
+                            widen_part(line * part, (line * unrolled + u) * registers + p * (registers // parts))
+                        if p == parts - 1:
+                            load(s * held_batches + t + 1, u)
+                        for i in T.unroll(rows):
                             for v in T.vectorized(part):
-                                incoming[p * part + v] = shared[
+                                incoming[v] = shared[
                                     i * depth + (((t * unrolled + u) * parts + p) * 32 + lane) * part + v
                                 ]
-                        for line in T.unroll(lines):
-                            for v in T.unroll(width):
-                                sums[line * rows + i] = (
-                                    sums[line * rows + i] + wide[line * width + v] * incoming[v]
-                                )
+                            for line in T.unroll(lines):
+                                for v in T.unroll(part):
+                                    sums[line * rows + i] = sums[line * rows + i] + wide[line * part + v] * incoming[v]
         for j in T.unroll(lines * rows):
             sums[j] = warp_sum(sums[j])
         # Lane r · rows + i has output r of row i.
@@ -329,8 +360,7 @@ def _dot_product(
         if lane < together * rows and output + lane // rows < end and row + lane % rows < b:
             finish(row + lane % rows, output + lane // rows, result[0], result[weights - 1])
 
-    statistics = _statistics(features, rows, norm) if norm is not None else None
-    return Product(WARPS * together, rows, rows * depth, "float32", scratch, compute)
+    return Product(WARPS * together, rows, rows * depth, "float32", scratch, resident, compute)
 
 
 def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, norm: Norm | None) -> Product:
@@ -341,11 +371,11 @@ def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, nor
     vectors, slices = features // 8, divide(features, DEPTH)
     # A lane's halves of 16 outputs, and its steps of 32 inputs in a slice.
     lines, steps = OUTPUTS // 8, DEPTH // (32 * WARPS)
-    exact = features % DEPTH == 0
     # Rows of shared memory are 64 bytes apart modulo 128: reads of 16 bytes have no bank conflicts.
     stride = DEPTH + 32
     copies = divide(tiles * 8 * DEPTH // 4, THREADS)
     together = math.gcd(copies, 4)
+    statistics = _statistics(features, rows, norm) if norm is not None else None
     moments = 2 * rows * norm.groups if norm else 0
     # Partial sums [WARPS, OUTPUTS, columns + 1] come after the moments.
     columns = tiles * 8 + 1
@@ -385,28 +415,21 @@ def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, nor
         warp: T.let = tx // 32
 
         @T.inline
-        def load_lines(vector, j):
-            for line in T.unroll(lines):
-                if weights == 2 and line >= lines // 2:
-                    load_stream(
-                        T.address_of(held[(line * steps + j) * 4]),
-                        T.address_of(second[T.min(first + (line - lines // 2) * 8 + lane // 4, end - 1), vector * 8]),
-                    )
-                else:
-                    load_stream(
-                        T.address_of(held[(line * steps + j) * 4]),
-                        T.address_of(weight[T.min(first + line * 8 + lane // 4, end - 1), vector * 8]),
-                    )
-
-        @T.inline
         def load(s, j):
             vector: T.let = s * (DEPTH // 8) + (warp * steps + j) * 4 + lane % 4
-            if vector < vectors:
-                load_lines(vector, j)
+            present: T.let = T.Cast("int32", vector < vectors)
+            for line in T.unroll(lines // weights):
+                o: T.let = T.min(first + line * 8 + lane // 4, end - 1)
+                load_stream(T.address_of(held[(line * steps + j) * 4]), T.address_of(weight[o, vector * 8]), present)
+                if weights == 2:
+                    load_stream(
+                        T.address_of(held[((lines // 2 + line) * steps + j) * 4]),
+                        T.address_of(second[o, vector * 8]),
+                        present,
+                    )
 
-        if not exact:
-            for j in T.unroll(lines * steps * 4):
-                held[j] = T.uint32(0)
+        for j in T.unroll(lines * steps * 4):
+            held[j] = T.uint32(0)
         for j in T.unroll(steps):
             load(0, j)
         for j in T.unroll(lines // 2 * tiles * 4):
@@ -457,10 +480,7 @@ def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, nor
                         result[w] = result[w] + scratch[moments + (k * OUTPUTS + w * outputs + o) * columns + i]
                 finish(row + i, first + o, result[0], result[weights - 1])
 
-    statistics = _statistics(features, rows, norm) if norm is not None else None
-    return Product(
-        outputs, rows, tiles * 8 * stride, dtype, moments + WARPS * OUTPUTS * columns, compute
-    )
+    return Product(outputs, rows, tiles * 8 * stride, dtype, moments + WARPS * OUTPUTS * columns, 2, compute)
 
 
 # (registers, shared source): 16 bytes.
@@ -546,6 +566,7 @@ def projections(
                 (bx - start) * plain.outputs, end, shared, scratch, tx, store,
             )  # fmt: skip
 
+        T.attr(0, RESIDENT_BLOCKS, normed.resident)
         launch_dependents()
         if bx < ends[1]:
             multiply(plain, u, wv, 0, value_dim, store_value)
@@ -582,7 +603,7 @@ def projections(
             r_handle: T.handle,
             h_handle: T.handle,
         ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             u = T.match_buffer(u_handle, (b, dim), "float32")
             c = T.match_buffer(c_handle, (b, dim), "float32")
@@ -618,7 +639,7 @@ def projections(
             r_handle: T.handle,
             h_handle: T.handle,
         ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             u = T.match_buffer(u_handle, (b, dim), "float32")
             c = T.match_buffer(c_handle, (b, dim), "float32")
@@ -653,6 +674,7 @@ def linear_residual(in_features: int, out_features: int, dtype: str, scaled: boo
         def store(i, o, value, second):
             y[i, o] = residual[i, o] + scale(o) * value
 
+        T.attr(0, RESIDENT_BLOCKS, product.resident)
         launch_dependents()
         product.compute(
             weight, weight, x, b, by * product.rows, _one, _zero,
@@ -670,7 +692,7 @@ def linear_residual(in_features: int, out_features: int, dtype: str, scaled: boo
             residual_handle: T.handle,
             y_handle: T.handle,
         ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, in_features), "float32")
             residual = T.match_buffer(residual_handle, (b, out_features), "float32")
@@ -686,7 +708,7 @@ def linear_residual(in_features: int, out_features: int, dtype: str, scaled: boo
             residual_handle: T.handle,
             y_handle: T.handle,
         ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, in_features), "float32")
             residual = T.match_buffer(residual_handle, (b, out_features), "float32")
@@ -721,6 +743,7 @@ def gate(
             else:
                 y[i, o] = silu(value)
 
+        T.attr(0, RESIDENT_BLOCKS, product.resident)
         launch_dependents()
         product.compute(
             fc1, fc3, x, b, by * product.rows, gain, shift,
@@ -739,7 +762,7 @@ def gate(
             fc3: T.Buffer((hidden, dim), dtype),
             y_handle: T.handle,
         ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
             y = T.match_buffer(y_handle, (b, hidden), "float32")
@@ -755,7 +778,7 @@ def gate(
             fc1: T.Buffer((hidden, dim), dtype),
             y_handle: T.handle,
         ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
             y = T.match_buffer(y_handle, (b, hidden), "float32")
@@ -770,7 +793,7 @@ def gate(
             fc3: T.Buffer((hidden, dim), dtype),
             y_handle: T.handle,
         ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
             y = T.match_buffer(y_handle, (b, hidden), "float32")
@@ -780,7 +803,7 @@ def gate(
 
         @T.prim_func(s_tir=True, private=True)
         def kernel(x_handle: T.handle, fc1: T.Buffer((hidden, dim), dtype), y_handle: T.handle):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
             y = T.match_buffer(y_handle, (b, hidden), "float32")
@@ -801,7 +824,7 @@ def head(dim: int, outputs: int, slots: int, dtype: str, rows: int) -> tirx.Prim
         slots_handle: T.handle,
         logits: T.Buffer((slots, outputs), "float32"),
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True, "tirx.launch_bounds_min_blocks_per_sm": 4})
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         x = T.match_buffer(x_handle, (b, dim), "float32")
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
@@ -815,6 +838,7 @@ def head(dim: int, outputs: int, slots: int, dtype: str, rows: int) -> tirx.Prim
         def store(i, o, value, second):
             logits[slot_ids[i], o] = value
 
+        T.attr(0, RESIDENT_BLOCKS, product.resident)
         launch_dependents()
         product.compute(
             weight, weight, x, b, by * product.rows, _one, _zero,

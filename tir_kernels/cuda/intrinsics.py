@@ -13,12 +13,10 @@ from tvm.script import tirx as T
 Expr = Any
 
 
-class device_function:  # noqa: N801
+class device_function:
     """A device function: called in TensorIR, it is a call. `uses` are those that its source calls."""
 
-    def __init__(
-        self, name: str, source: str, returns: str = "void", uses: Sequence["device_function"] = ()
-    ) -> None:
+    def __init__(self, name: str, source: str, returns: str = "void", uses: Sequence["device_function"] = ()) -> None:
         self.name, self.returns = name, returns
         guarded = f"#ifndef {name}\n#define {name} {name}\n{source.strip()}\n#endif\n"
         self.source = "".join(function.source for function in uses) + guarded

@@ -17,6 +17,7 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     wait_for_predecessor,
     warp_sum,
 )
+from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.math import f32
 from tvm import tirx
 from tvm.script import tirx as T
@@ -167,6 +168,45 @@ def timestep_norm_moments(
     norm; `mean` and `var` of the slot are updated in place.
     """
     return _scan(dim, groups, slots, chunk_size, betas, eps, False)
+
+
+@functools.cache
+def timestep_norm(dim: int, groups: int, dtype: str) -> tirx.PrimFunc:
+    """Kernel (x [n, D], weight [D], bias [D], moments [G, n, 2]) → y [n, D] of `dtype`.
+
+    The norm of n tokens with the moments of `timestep_norm_moments`; the inputs are fp32.
+    """
+    size = dim // groups
+    width = math.gcd(size, 4)
+    convert = narrow(dtype)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        x_handle: T.handle,
+        weight: T.Buffer((dim,), "float32"),
+        bias: T.Buffer((dim,), "float32"),
+        moments_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, dim), "float32")
+        moments = T.match_buffer(moments_handle, (groups, n, 2), "float32")
+        y = T.match_buffer(y_handle, (n, dim), dtype)
+        row = T.launch_thread("blockIdx.x", n)
+        tx = T.launch_thread("threadIdx.x", 256)
+        values = T.alloc_buffer((width,), scope="local")
+        for k in T.serial((dim // width + 255) // 256):
+            d: T.let = (k * 256 + tx) * width
+            if d < dim:
+                for v in T.unroll(width):
+                    values[v] = (x[row, d + v] - moments[d // size, row, 0]) * moments[d // size, row, 1] * (
+                        T.float32(1) + weight[d + v]
+                    ) + bias[d + v]
+                for v in T.vectorized(width):
+                    y[row, d + v] = convert(values[v])
+
+    return kernel
 
 
 @functools.cache

@@ -1,0 +1,86 @@
+"""Attention, memory read and merge of one token on a GPU against their oracles."""
+
+from __future__ import annotations
+
+import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
+import numpy as np
+import pytest
+from gecko_mlc.tir_kernels import attention_inputs, chunk_attention, working_memory
+from gecko_mlc.tir_kernels.cuda import attention_step
+from launch import floats, ints
+from launch_cuda import launch_cuda
+
+EPS = 1e-5
+# Of a cached key: half the distance of two neighbours of its dtype, relative, and a little.
+PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+@pytest.mark.parametrize(
+    ("z_dim", "value_dim", "heads", "rope_heads", "chunk_size", "dtype"),
+    [
+        (32, 128, 4, 4, 16, "float32"),
+        (32, 96, 2, 1, 32, "float32"),
+        (36, 42, 3, 2, 13, "float16"),
+        (128, 256, 2, 2, 128, "bfloat16"),
+        (96, 384, 4, 0, 70, "float16"),
+        # One head of the largest model, and values of more vectors than a block has threads.
+        (256, 2048, 1, 1, 32, "bfloat16"),
+        (300, 1040, 1, 1, 8, "float32"),
+    ],
+)
+def test_step(z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_size: int, dtype: str) -> None:
+    """Nothing but positions that exist is read: the rest of the caches, of partial sums and memory is NaN here."""
+    rng, size, value_size = np.random.default_rng(1), z_dim // heads, value_dim // heads
+    position = ints(0, 0, 3, 2, 1, chunk_size - 1, 0, chunk_size - 1, 2, 0).reshape(5, 2)
+    slots = ints(3, 1, 0, 4, 2)
+    b, count = len(slots), attention_step.parts(chunk_size, heads)
+    z, gamma, beta, r = floats(rng, b, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, b, value_dim)
+    cos, sin = floats(rng, 2, 2 * chunk_size, size // 2)
+    keys, values, memory_keys = (
+        floats(rng, 5, 2, chunk_size, f).astype(dtype) for f in (z_dim, value_dim, z_dim)
+    )  # fmt: skip
+    memory = floats(rng, 5, heads, size, value_size).astype(dtype)
+    for slot, (chunk, offset) in enumerate(position):
+        keys[slot, chunk % 2, offset:] = np.nan
+        values[slot, chunk % 2, offset + 1 :] = np.nan
+        if chunk < 1:
+            keys[slot, 1] = values[slot, 1] = np.nan
+        if chunk < 2:
+            memory[slot] = np.nan
+    before = keys.copy(), memory_keys.copy()
+    partial = np.full((b, heads, count, value_size), np.nan, np.float32)
+    statistics = np.full((b, heads, count, 2), np.nan, np.float32)
+    y = np.full((b, value_dim), np.nan, np.float32)
+    launch_cuda(
+        attention_step.attend(z_dim, value_dim, heads, rope_heads, 5, chunk_size, EPS, dtype),
+        z, gamma, beta, cos, sin, slots, position, keys, values, memory_keys, partial, statistics,
+    )  # fmt: skip
+    launch_cuda(
+        attention_step.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype),
+        z, gamma, beta, partial, statistics, r, slots, position, memory, y,
+    )  # fmt: skip
+    for i, slot in enumerate(slots):
+        chunk, offset = position[slot]
+        queries, weights, k, ak = attention_inputs.oracle(
+            z[i].astype(float), gamma, beta, cos, sin, offset, heads, rope_heads, EPS
+        )
+        for cache, old, expected in zip((keys, memory_keys), before, (k, ak), strict=True):
+            row = cache[slot, chunk % 2, offset].astype(float)
+            np.testing.assert_allclose(row, expected, rtol=PRECISION[dtype], atol=4e-6)
+            old[slot, chunk % 2, offset] = cache[slot, chunk % 2, offset]
+        attention = chunk_attention.oracle(
+            queries, keys[slot].astype(float), values[slot].astype(float), chunk, offset, heads
+        )
+        read = working_memory.read_oracle(weights[None], memory[slot].astype(float))[0] if chunk >= 2 else 0
+        np.testing.assert_allclose(y[i], attention * r[i] + read, rtol=2e-5, atol=2e-5)
+    # One row of each slot was written.
+    np.testing.assert_array_equal(keys.view(np.uint8), before[0].view(np.uint8))
+    np.testing.assert_array_equal(memory_keys.view(np.uint8), before[1].view(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "heads", "expected"), [(2048, 4, 64), (1024, 4, 64), (512, 4, 32), (16, 4, 1), (13, 3, 1)]
+)
+def test_parts(chunk_size: int, heads: int, expected: int) -> None:
+    """Enough blocks for a GPU, and not less than 32 positions for each when the window is full."""
+    assert attention_step.parts(chunk_size, heads) == expected
