@@ -15,10 +15,12 @@ from pathlib import Path
 
 import tvm
 import tvm_ffi
-from gecko_mlc.compile.cuda_compiler import Compiler, MachineCode, find_library
+from gecko_mlc.compile.cuda_compiler import Compiler, MachineCode
 from gecko_mlc.compile.link import linker
 from gecko_mlc.compile.target import CompileTarget
 from tvm.target import codegen
+
+from gecko_mlc.cuda_toolkit import find_library
 
 _FACTORY = "ffi.Module.create.cuda"
 _CALLBACK = "tvm_callback_cuda_compile"

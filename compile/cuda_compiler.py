@@ -7,7 +7,6 @@ same bytes for the same source.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
 import shutil
@@ -18,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from gecko_mlc.cuda_toolkit import find_library, toolkits
+
 FATBIN_MAGIC = b"\x50\xed\x55\xba"
-_PYPI_FOLDER = "cu13"
 _OPTIONS = ("--std=c++17", "--fmad=true", "--ptxas-options=-v")
 
 
@@ -64,31 +64,6 @@ def find_compiler() -> Compiler:
         f"nothing to compile CUDA with: {missing} (looked at $CUDA_HOME, $CUDA_PATH, $PATH and PyPI's packages),"
         ' and no NVRTC of CUDA 13; install one, for example with pip install "gecko-mlc[cuda]"'
     )
-
-
-def toolkits() -> list[Path]:
-    """Folders that hold a CUDA toolkit or parts of one, the most explicit first."""
-    folders = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    if nvcc := shutil.which("nvcc"):
-        folders.append(Path(nvcc).resolve().parents[1])
-    spec = importlib.util.find_spec("nvidia")
-    for location in (spec.submodule_search_locations or ()) if spec is not None else ():
-        folders.append(Path(location) / _PYPI_FOLDER)
-    folders.append(Path("/usr/local/cuda"))
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def find_library(name: str) -> str | None:
-    """A shared library of CUDA's: the path in a toolkit, or its bare name where the linker finds it."""
-    for folder in toolkits():
-        for part in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
-            if (folder / part / name).is_file():
-                return str(folder / part / name)
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return None
-    return name
 
 
 def _find_nvcc() -> str | None:

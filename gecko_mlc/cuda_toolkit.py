@@ -1,0 +1,36 @@
+"""Where CUDA's libraries are: in an installed toolkit, or in NVIDIA's packages from PyPI."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+_PYPI_FOLDER = "cu13"
+
+
+def toolkits() -> list[Path]:
+    """Folders that hold a CUDA toolkit or parts of one, the most explicit first."""
+    folders = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if nvcc := shutil.which("nvcc"):
+        folders.append(Path(nvcc).resolve().parents[1])
+    spec = importlib.util.find_spec("nvidia")
+    for location in (spec.submodule_search_locations or ()) if spec is not None else ():
+        folders.append(Path(location) / _PYPI_FOLDER)
+    folders.append(Path("/usr/local/cuda"))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def find_library(name: str) -> str | None:
+    """A shared library of CUDA's: the path in a toolkit, or its bare name where the linker finds it."""
+    for folder in toolkits():
+        for part in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
+            if (folder / part / name).is_file():
+                return str(folder / part / name)
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return None
+    return name

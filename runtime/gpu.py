@@ -1,0 +1,63 @@
+"""What the NVIDIA driver says of this machine's GPUs: no CUDA runtime library is needed to ask, nor TVM."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from gecko_mlc.cuda_toolkit import find_library
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+
+def driver_version() -> tuple[int, int] | None:
+    """The newest CUDA version that the driver supports; None without a driver."""
+    version = ctypes.c_int()
+    driver = _driver()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def capability(index: int = 0) -> int | None:
+    """The compute capability of a GPU, as 80 for 8.0; None when there is no such GPU."""
+    opened = _device(index)
+    if opened is None:
+        return None
+    driver, device = opened
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    return 10 * major.value + minor.value
+
+
+def name(index: int = 0) -> str | None:
+    """A GPU's name as its maker gives it; None when there is no such GPU."""
+    opened = _device(index)
+    if opened is None:
+        return None
+    driver, device = opened
+    buffer = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(buffer, len(buffer), device)
+    return buffer.value.decode(errors="replace")
+
+
+def find_cudart() -> str | None:
+    """The CUDA runtime library that TVM's CUDA backend is linked to: a path, or its name where the linker finds it."""
+    return find_library("libcudart.so.13")
+
+
+def _driver() -> Any:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    # What stands in for the driver in a process that compiles has none of this.
+    return driver if hasattr(driver, "cuInit") else None
+
+
+def _device(index: int) -> tuple[Any, ctypes.c_int] | None:
+    driver, device = _driver(), ctypes.c_int()
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index):
+        return None
+    return driver, device
