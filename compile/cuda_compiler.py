@@ -6,21 +6,23 @@ same bytes for the same source.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
+
+from gecko_mlc.compile import nvrtc
 
 from gecko_mlc.cuda_toolkit import find_library, toolkits
 
 FATBIN_MAGIC = b"\x50\xed\x55\xba"
-_OPTIONS = ("--std=c++17", "--fmad=true", "--ptxas-options=-v")
+_OPTIONS = ("--std=c++17", "--fmad=true", "--disable-warnings", "--ptxas-options=-v")
+_INSTALL = 'install NVRTC with pip install "gecko-mlc[cuda]", or a toolkit of CUDA 13'
 
 
 class Usage(NamedTuple):
@@ -57,12 +59,14 @@ def find_compiler() -> Compiler:
     """
     if (nvcc := _find_nvcc()) is not None and (os.environ.get("NVCC_CCBIN") or shutil.which("g++")):
         return NVCC(nvcc)
-    if (nvrtc := find_library("libnvrtc.so.13")) is not None:
-        return NVRTC(nvrtc, find_library("libnvfatbin.so.13"))
-    missing = "nvcc is there, but g++, which it needs, is not" if nvcc is not None else "there is no nvcc"
+    libraries = [find_library(name) for name in ("libnvrtc.so.13", "libnvfatbin.so.13")]
+    if libraries[0] is not None and libraries[1] is not None:
+        return NVRTC(libraries[0], libraries[1])
+    reason = "no nvcc" if nvcc is None else f"no g++, which {nvcc} needs,"
+    missing = "no NVRTC" if libraries[0] is None else "no nvFatbin, which NVRTC needs,"
     raise RuntimeError(
-        f"nothing to compile CUDA with: {missing} (looked at $CUDA_HOME, $CUDA_PATH, $PATH and PyPI's packages),"
-        ' and no NVRTC of CUDA 13; install one, for example with pip install "gecko-mlc[cuda]"'
+        f"nothing to compile CUDA with: there is {reason} and {missing} of CUDA 13"
+        f" (in $CUDA_HOME, $CUDA_PATH, $PATH, /usr/local/cuda and PyPI's packages); {_INSTALL}"
     )
 
 
@@ -116,79 +120,39 @@ class NVCC:
 class NVRTC:
     """The compiler as a library; several architectures are put together by nvFatbin."""
 
-    def __init__(self, nvrtc: str, nvfatbin: str | None) -> None:
-        self.name, self._nvrtc, self._nvfatbin = "NVRTC", ctypes.CDLL(nvrtc), nvfatbin
+    def __init__(self, library: str, nvfatbin: str) -> None:
+        self.name, self._library, self._nvfatbin = "NVRTC", library, nvfatbin
 
     def compile(self, source: str, architectures: Sequence[int], ptx: Sequence[int]) -> MachineCode:
         """See `Compiler`."""
-        if self._nvfatbin is None:
-            raise RuntimeError("NVRTC is there, but not what joins its output: pip install nvidia-nvfatbin")
-        jobs = [("CUBIN", real_architecture(a)) for a in architectures] + [("PTX", str(a)) for a in ptx]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = list(pool.map(lambda job: self._program(source, *job), jobs))
-        usage: dict[tuple[str, int], Usage] = {}
-        for _, log in results:
-            usage.update(parse_usage(log))
-        images = [(kind, arch, image) for (kind, arch), (image, _) in zip(jobs, results, strict=True)]
-        return MachineCode(source, _fatbin(ctypes.CDLL(self._nvfatbin), images), usage)
+        real = [real_architecture(a) for a in architectures]
+        # Machine code comes with PTX, but not with PTX for later GPUs where it has instructions of its own.
+        virtual = [str(a) for a in ptx if str(a) not in real]
+        names = [f"sm_{a}" for a in real] + [f"compute_{a}" for a in virtual]
+        includes = [f"-I{folder}" for folder in _include_folders(self._library)]
 
-    def _program(self, source: str, kind: str, architecture: str) -> tuple[bytes, str]:
-        """The cubin or PTX of `source`, and the log."""
-        library, program = self._nvrtc, ctypes.c_void_p()
-        prefix = "sm" if kind == "CUBIN" else "compute"
-        includes = [f"-I{path}" for path in _include_folders()]
-        options = [o.encode() for o in (f"--gpu-architecture={prefix}_{architecture}", *_OPTIONS, *includes)]
-        # What NVRTC has built in, or has no use for.
-        text = source.replace("#include <cuda.h>", "").encode()
-        _check(library.nvrtcCreateProgram(ctypes.byref(program), text, b"kernels.cu", 0, None, None), "NVRTC")
+        def compile_for(name: str) -> nvrtc.Program:
+            return nvrtc.compile_program(self._library, source, [f"--gpu-architecture={name}", *_OPTIONS, *includes])
+
         try:
-            status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-            log = _output(library, "nvrtcGetProgramLog", program).decode(errors="replace").rstrip("\0")
-            if status:
-                raise RuntimeError(f"NVRTC failed:\n{_errors(log)}")
-            return _output(library, f"nvrtcGet{kind}", program), log
-        finally:
-            library.nvrtcDestroyProgram(ctypes.byref(program))
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                programs = dict(zip([*real, *virtual], pool.map(compile_for, names), strict=True))
+        except RuntimeError as error:
+            raise RuntimeError(f"NVRTC failed:\n{_errors(str(error))}") from None
+        images = [("CUBIN", a, programs[a].cubin) for a in real] + [("PTX", str(a), programs[str(a)].ptx) for a in ptx]
+        usage: dict[tuple[str, int], Usage] = {}
+        for program in programs.values():
+            usage.update(parse_usage(program.log))
+        return MachineCode(source, nvrtc.join(self._nvfatbin, images), usage)
 
 
-def _include_folders() -> list[Path]:
-    found = next((f / "include" for f in toolkits() if (f / "include" / "cuda_fp16.h").is_file()), None)
+def _include_folders(library: str) -> list[Path]:
+    """CUDA's headers, those beside the library first: they are of its version."""
+    folders = [folder / "include" for folder in [Path(library).parent.parent, *toolkits()]]
+    found = next((folder for folder in folders if (folder / "cuda_fp16.h").is_file()), None)
     if found is None:
-        raise RuntimeError("NVRTC is there, but not CUDA's headers: pip install nvidia-cuda-runtime nvidia-cuda-cccl")
+        raise RuntimeError(f"NVRTC is there, but not CUDA's headers: {_INSTALL}")
     return [found, found / "cccl"]
-
-
-def _output(library: Any, getter: str, program: ctypes.c_void_p) -> bytes:
-    size = ctypes.c_size_t()
-    _check(getattr(library, f"{getter}Size")(program, ctypes.byref(size)), getter)
-    buffer = ctypes.create_string_buffer(size.value)
-    _check(getattr(library, getter)(program, buffer), getter)
-    return buffer.raw
-
-
-def _fatbin(library: Any, images: Iterable[tuple[str, str, bytes]]) -> bytes:
-    handle = ctypes.c_void_p()
-    options = (ctypes.c_char_p * 1)(b"-64")
-    _check(library.nvFatbinCreate(ctypes.byref(handle), options, ctypes.c_size_t(1)), "nvFatbin")
-    try:
-        for kind, architecture, image in images:
-            arguments = [handle, image, ctypes.c_size_t(len(image)), architecture.encode(), b"kernels"]
-            if kind == "PTX":
-                _check(library.nvFatbinAddPTX(*arguments, None), "nvFatbin")
-            else:
-                _check(library.nvFatbinAddCubin(*arguments), "nvFatbin")
-        size = ctypes.c_size_t()
-        _check(library.nvFatbinSize(handle, ctypes.byref(size)), "nvFatbin")
-        buffer = ctypes.create_string_buffer(size.value)
-        _check(library.nvFatbinGet(handle, buffer), "nvFatbin")
-        return buffer.raw
-    finally:
-        library.nvFatbinDestroy(ctypes.byref(handle))
-
-
-def _check(status: int, what: str) -> None:
-    if status:
-        raise RuntimeError(f"{what} failed with status {status}")
 
 
 def _errors(log: str) -> str:
