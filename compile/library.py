@@ -19,7 +19,7 @@ from gecko_mlc.compile.pipeline import export, finish, lower
 from gecko_mlc.compile.target import CompileTarget
 from tvm import relax
 
-from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata, TensorSpec
+from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, METADATA_MARKER, Metadata, TensorSpec
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.model import Build
 from gecko_mlc.quantization import Quantization
@@ -80,7 +80,8 @@ def compile_library(
         tvm_version=tvm.__version__,
     )
     kernels = kernels_of(lowered)
-    lowered["_metadata"] = _constant_function(metadata.model_dump_json(by_alias=True))
+    text = metadata.model_dump_json(by_alias=True)
+    lowered["_metadata"] = _constant_function(text)
     if target.spec.kind == "cuda":
         executable, code = _build_cuda(lowered, target, progress)
         kernels = tuple(kernel.with_usage(code.usage) for kernel in kernels)
@@ -99,7 +100,9 @@ def compile_library(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         temporary = Path(folder) / output.name
-        executable.export_library(str(temporary), fcompile=link, workspace_dir=folder)
+        source = Path(folder) / "metadata.c"
+        source.write_text(_marked_constant(text))
+        executable.export_library(str(temporary), fcompile=link, workspace_dir=folder, addons=[str(source)])
         if code is not None:
             _check_machine_code(temporary.read_bytes(), code)
         os.replace(temporary, output)
@@ -136,6 +139,12 @@ def _constant_function(text: str) -> relax.Function:
     with builder.function("_metadata", []):
         builder.emit_func_output(tvm.ir.StringImm(text))
     return builder.finalize()["_metadata"]
+
+
+def _marked_constant(text: str) -> str:
+    """C source of the metadata for readers of the file, who need not load the library."""
+    content = ",".join(str(byte) for byte in METADATA_MARKER + text.encode() + b"\0")
+    return f"const char gecko_mlc_metadata[] = {{{content}}};\n"
 
 
 def workspace_bytes(function: relax.Function) -> int:

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 ABI_VERSION = 1
+# What a library's file holds before the metadata's JSON, which ends in a zero byte.
+METADATA_MARKER = b"\x01gecko-mlc metadata\x01"
 
 
 class Input(NamedTuple):
@@ -104,7 +106,7 @@ class TargetSpec(BaseModel):
 
 
 class Metadata(BaseModel):
-    """The JSON that a library's `_metadata` returns."""
+    """The JSON in a library's file, after `METADATA_MARKER`; its `_metadata` returns the same."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, protected_namespaces=())
 
