@@ -1,0 +1,95 @@
+// PTX instructions as functions of their operands. An address in shared memory is the distance from its begin.
+#pragma once
+
+#include "threads.h"
+
+inline size_t __cvta_generic_to_shared(const void* pointer) {
+  const char* place = static_cast<const char*>(pointer);
+  if (place < __start_gecko_shared || place >= __stop_gecko_shared) emulator::fail("this is not in shared memory");
+  return place - __start_gecko_shared;
+}
+
+namespace emulator {
+
+static void* shared(unsigned address, unsigned bytes) {
+  if (address % bytes) fail("%u bytes at %u of shared memory are not aligned", bytes, address);
+  if (address + bytes > size_t(__stop_gecko_shared - __start_gecko_shared)) fail("%u is not in shared memory", address);
+  return __start_gecko_shared + address;
+}
+
+struct Matrices { const uint16_t* row; unsigned registers[4]; };
+template <bool transposed>
+void load_matrices(unsigned& r0, unsigned& r1, unsigned& r2, unsigned& r3, unsigned address) {
+  Matrices mine{static_cast<uint16_t*>(shared(address, 16)), {}};
+  together<Matrices>(~0u, mine, [](unsigned, Matrices* const* lanes) {
+    for (int lane = 0; lane < 32; ++lane)
+      for (int i = 0; i < 4; ++i)
+        for (int v = 0; v < 2; ++v) {
+          int row = lane / 4, column = lane % 4 * 2 + v;
+          if (transposed) std::swap(row, column);
+          lanes[lane]->registers[i] |= unsigned(lanes[i * 8 + row]->row[column]) << v * 16;
+        }
+  });
+  r0 = mine.registers[0], r1 = mine.registers[1], r2 = mine.registers[2], r3 = mine.registers[3];
+}
+
+template <class T> struct Fragments { float sums[4]; T a[8], b[4]; };
+template <class T> void multiply_accumulate(Fragments<T>& mine) {
+  together<Fragments<T>>(~0u, mine, [](unsigned, Fragments<T>* const* lanes) {
+    float a[16][16], b[16][8];
+    for (int lane = 0; lane < 32; ++lane)
+      for (int v = 0; v < 8; ++v) {
+        int row = lane / 4, k = lane % 4 * 2 + v % 2;
+        a[row + v / 2 % 2 * 8][k + v / 4 * 8] = lanes[lane]->a[v];
+        if (v < 4) b[k + v / 2 * 8][row] = lanes[lane]->b[v];
+      }
+    for (int lane = 0; lane < 32; ++lane)
+      for (int v = 0; v < 4; ++v)
+        for (int k = 0; k < 16; ++k) lanes[lane]->sums[v] += a[lane / 4 + v / 2 * 8][k] * b[k][lane % 4 * 2 + v % 2];
+  });
+}
+
+}  // namespace emulator
+
+// What is copied is NaN until it is waited for.
+inline void ptx_cp_async_cg_shared_global(unsigned address, const void* source, int size, int bytes) {
+  emulator::Thread& thread = emulator::threads[emulator::current];
+  void* destination = emulator::shared(address, size);
+  if (reinterpret_cast<uintptr_t>(source) % size) emulator::fail("the source of a copy is not aligned");
+  memset(destination, 0xff, size);
+  thread.copies.push_back({destination, source, size, bytes, thread.group});
+}
+inline void ptx_cp_async_cg_shared_global(unsigned address, const void* source, int size) {
+  ptx_cp_async_cg_shared_global(address, source, size, size);
+}
+inline void ptx_cp_async_commit_group() { ++emulator::threads[emulator::current].group; }
+inline void ptx_cp_async_wait_group(int pending) {
+  emulator::Thread& thread = emulator::threads[emulator::current];
+  std::vector<emulator::Copy> left;
+  for (const emulator::Copy& copy : thread.copies) {
+    if (copy.group >= thread.group - pending) {
+      left.push_back(copy);
+      continue;
+    }
+    memset(copy.destination, 0, copy.size);
+    memcpy(copy.destination, copy.source, copy.bytes);
+  }
+  thread.copies = std::move(left);
+}
+
+#define ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16 emulator::load_matrices<false>
+#define ptx_ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16 emulator::load_matrices<true>
+
+#define EMULATOR_MMA(name, type)                                                                                   \
+  inline void ptx_mma_sync_aligned_m16n8k16_row_col_f32_##name##_##name##_f32(                                     \
+      float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, \
+      unsigned b1, float c0, float c1, float c2, float c3) {                                                       \
+    unsigned a[] = {a0, a1, a2, a3}, b[] = {b0, b1};                                                               \
+    emulator::Fragments<type> mine{{c0, c1, c2, c3}, {}, {}};                                                      \
+    memcpy(mine.a, a, sizeof a);                                                                                   \
+    memcpy(mine.b, b, sizeof b);                                                                                   \
+    emulator::multiply_accumulate(mine);                                                                           \
+    d0 = mine.sums[0], d1 = mine.sums[1], d2 = mine.sums[2], d3 = mine.sums[3];                                    \
+  }
+EMULATOR_MMA(f16, half)
+EMULATOR_MMA(bf16, nv_bfloat16)
