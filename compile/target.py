@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import NamedTuple
 
 import tvm
@@ -14,7 +13,7 @@ from gecko_mlc.abi import TargetSpec
 DEVICES = ("auto", "cpu", "cuda")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
 # What the CUDA runtime library that TVM is linked to asks of the driver.
-_MINIMUM_CUDA = (13, 0)
+MINIMUM_CUDA = (13, 0)
 
 # CPU features whose absence makes a library's instructions illegal, as Linux and LLVM name them.
 _CHECKED_FEATURES = (
@@ -47,35 +46,42 @@ class CompileTarget(NamedTuple):
 
 
 def compile_target(
-    device: str, host: str | None = None, mcpu: str | None = None, architectures: str | None = None
+    device: str,
+    host: str | None = None,
+    mcpu: str | None = None,
+    architectures: str | None = None,
+    installed: int | None = None,
 ) -> CompileTarget:
     """The target of `device` on the LLVM triple `host` with the CPU `mcpu`; this machine's by default.
 
-    `architectures` are GPUs', like "sm_80,sm_90"; by default this machine's GPU. `auto` is this machine's
-    GPU if its driver runs what is compiled here, else its CPU. Raises `ValueError` for an unknown device,
-    triple, CPU or architecture, naming the known ones.
+    `architectures` are GPUs', like "sm_80,sm_90", or "auto", the default: the one of compute capability
+    `installed`, this machine's, None without one. The device `auto` is a GPU if there is one to compile for,
+    else a CPU. Raises `ValueError` for an unknown device, triple, CPU or architecture, naming the known ones.
     """
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; expected one of {', '.join(DEVICES)}")
+    if device == "cpu" and architectures is not None:
+        raise ValueError(f"--arch {architectures!r} is for --device cuda; a CPU is chosen with --mcpu")
     capabilities: tuple[int, ...] = ()
-    if architectures is not None:
-        if device == "cpu":
-            raise ValueError(f"--arch {architectures!r} is for --device cuda; a CPU is chosen with --mcpu")
-        device, capabilities = "cuda", _parse_architectures(architectures)
-    elif device != "cpu" and host is None and (capability := installed_gpu()) is not None:
-        device, capabilities = "cuda", (capability,)
-    elif device == "cuda":
-        raise ValueError(
-            "--device cuda needs --arch, the GPUs to compile for, where there is none to ask;"
-            f" one or several of {', '.join(ARCHITECTURES)}, like --arch sm_80,sm_90"
-        )
+    if architectures not in (None, "auto"):
+        capabilities = _parse_architectures(architectures)
+    elif device != "cpu":
+        own = _architecture_of(installed)
+        if own is None and (device == "cuda" or architectures == "auto"):
+            found = "there is no GPU here" if installed is None else f"this machine's GPU is sm_{installed}"
+            raise ValueError(
+                f"--arch has to say which GPUs to compile for, as {found};"
+                f" one or several of {', '.join(ARCHITECTURES)}, like --arch sm_80,sm_90"
+            )
+        if own is not None and (device == "cuda" or architectures == "auto" or host is None):
+            capabilities = (own,)
     cpu, spec, available = _cpu_target(host, mcpu, portable=bool(capabilities))
     if not capabilities:
         return CompileTarget(tvm.target.Target(cpu), spec, _machine(spec.triple, available))
     # PTX of the lowest, for all GPUs between the given ones; of the highest, for later GPUs.
     ptx = tuple(sorted({capabilities[0], capabilities[-1]}))
     spec = spec.model_copy(
-        update={"kind": "cuda", "architectures": capabilities, "ptx": ptx, "minimum_cuda": _MINIMUM_CUDA}
+        update={"kind": "cuda", "architectures": capabilities, "ptx": ptx, "minimum_cuda": MINIMUM_CUDA}
     )
     gpu = {"kind": "cuda", "arch": f"sm_{capabilities[0]}", "max_threads_per_block": 1024, "thread_warp_size": 32}
     return CompileTarget(tvm.target.Target(gpu, host=cpu), spec, CUDA(capabilities))
@@ -93,28 +99,12 @@ def _parse_architectures(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(name.removeprefix("sm_")) for name in names}))
 
 
-def installed_gpu() -> int | None:
-    """The architecture to compile for on this machine's first GPU; None without one that a library can run on."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    if not hasattr(driver, "cuInit"):
-        return None
-    version, device, major, minor = (ctypes.c_int() for _ in range(4))
-    major_attribute, minor_attribute = 75, 76
-    if (
-        driver.cuInit(0)
-        or driver.cuDriverGetVersion(ctypes.byref(version))
-        or driver.cuDeviceGet(ctypes.byref(device), 0)
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), major_attribute, device)
-        or driver.cuDeviceGetAttribute(ctypes.byref(minor), minor_attribute, device)
-        or version.value < 1000 * _MINIMUM_CUDA[0] + 10 * _MINIMUM_CUDA[1]
-    ):
-        return None
-    capability = 10 * major.value + minor.value
+def _architecture_of(capability: int | None) -> int | None:
+    """The architecture to compile for, for a GPU of this compute capability; None when there is none."""
     known = [int(name.removeprefix("sm_")) for name in ARCHITECTURES]
-    return max((a for a in known if a <= capability and (a != 87 or capability == 87)), default=None)
+    # Code for 8.7, of Tegra, runs nowhere else.
+    fitting = [a for a in known if capability is not None and a <= capability and (a != 87 or capability == 87)]
+    return max(fitting, default=None)
 
 
 def _cpu_target(host: str | None, mcpu: str | None, portable: bool) -> tuple[dict[str, str], TargetSpec, set[str]]:

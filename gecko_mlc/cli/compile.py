@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from gecko_mlc.cli.common import console, parse_overrides, show_arguments
+from gecko_mlc.runtime import gpu
 from gecko_mlc.runtime.errors import GeckoError
+
+if TYPE_CHECKING:
+    from gecko_mlc.compile.cuda_compiler import Usage
+    from gecko_mlc.compile.kernels import Kernel
 
 
 def compile(
@@ -21,7 +29,11 @@ def compile(
         str | None,
         typer.Option("--quantization", help="q0f32, q0f16 or q0bf16; by default the model folder's, or q0f32."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    arch: Annotated[
+        str | None,
+        typer.Option("--arch", help="NVIDIA GPUs, like sm_80,sm_90; by default auto, this machine's."),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="An LLVM triple, like aarch64-linux-gnu; by default this machine."),
@@ -37,10 +49,15 @@ def compile(
     debug_dump: Annotated[
         Path | None, typer.Option("--debug-dump", help="A folder for the intermediate programs.")
     ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="List all kernels; by default a GPU's of a decode step.")
+    ] = False,
 ) -> None:
     """Compile a model to a library, ahead of time. No weights are needed.
 
     Example: gecko-mlc compile gecko-120m --host aarch64-linux-gnu -o dist/libs/gecko-120m-q0f32-arm.so
+
+    Example: gecko-mlc compile gecko-7b --quantization q0bf16 --arch sm_80,sm_90 -o dist/libs/gecko-7b-q0bf16-cuda.so
     """
     from gecko_mlc.gen_config import find_config
     from gecko_mlc.quantization import quantization as scheme
@@ -52,22 +69,87 @@ def compile(
         quantization = read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"
     limits = parse_overrides(overrides, {"max_batch_size": 1, "prefill_chunk_size": 2048})
     # The compiler loads here, after everything that could be refused without it.
+    from gecko_mlc.compile.kernels import launches_of
     from gecko_mlc.compile.library import compile_library
-    from gecko_mlc.compile.target import compile_target
+    from gecko_mlc.compile.target import MINIMUM_CUDA, compile_target
 
+    installed = gpu.capability()
+    if device == "auto" and (gpu.driver_version() or (0, 0)) < MINIMUM_CUDA:
+        installed = None
     try:
-        target = compile_target(device, host, mcpu)
+        target = compile_target(device, host, mcpu, arch, installed)
         show_arguments(
             model=model,
             quantization=quantization,
             device=target.spec.kind,
+            arch=",".join(f"sm_{a}" for a in target.spec.architectures) or None,
             host=target.spec.triple,
             mcpu=target.spec.mcpu,
             **limits,
             output=output,
         )
-        metadata = compile_library(config, scheme(quantization), target, output, **limits, debug_dump=debug_dump)
+        with console.status("") as status:
+            metadata, made = compile_library(
+                config,
+                scheme(quantization),
+                target,
+                output,
+                **limits,
+                debug_dump=debug_dump,
+                progress=lambda step: status.update(step),
+            )
     except (ValueError, RuntimeError) as error:
         raise GeckoError(str(error)) from None
+    if kernels or target.spec.kind == "cuda":
+        print_kernels(made, config.num_layers, target.spec.architectures, None if kernels else "decode")
+    launches, in_layer, besides = launches_of(made, "decode", config.num_layers)
+    console.print(f"decode: {launches} launches, {in_layer} a layer and {besides} besides; {len(made)} kernels in all")
     workspace = max(metadata.workspace_bytes.values())
     console.print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, workspace {workspace / 2**20:.1f} MiB")
+
+
+def print_kernels(
+    kernels: Sequence[Kernel], layers: int, architectures: Sequence[int], function: str | None = None
+) -> None:
+    """A table of the kernels, or of one function's, on standard output.
+
+    What differs by architecture is given in their order, once where it is the same for all.
+    """
+    functions = [f for f in ("decode", "prefill") if function in (None, f)]
+    table = Table()
+    table.add_column("kernel", no_wrap=True)
+    for name in functions:
+        table.add_column(name, justify="right")
+    if function is None:
+        table.add_column("other functions")
+    if architectures:
+        table.caption, table.caption_justify = ", ".join(f"sm_{a}" for a in architectures), "left"
+        for name in ("threads", "registers", "KiB shared", "bytes stack", "bytes spilled"):
+            table.add_column(name, justify="right")
+    for kernel in kernels:
+        if function is not None and function not in kernel.launches:
+            continue
+        row = [kernel.name, *(_launches(kernel.launches.get(name, 0), layers) for name in functions)]
+        if function is None:
+            row.append("" if any(row[1:]) else ", ".join(kernel.launches))
+        if architectures:
+            usages = [kernel.usage[a] for a in architectures]
+            row += [str(kernel.threads), *_usage(usages, kernel.dynamic_shared_bytes)]
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def _launches(count: int, layers: int) -> str:
+    """Launches of a function, like "2 a layer + 1"."""
+    in_layer, besides = divmod(count, layers)
+    return " + ".join([f"{in_layer} a layer"] * (in_layer > 0) + [str(besides)] * (besides > 0))
+
+
+def _usage(usages: Sequence[Usage], dynamic_shared_bytes: int) -> list[str]:
+    columns = (
+        [str(u.registers) for u in usages],
+        [f"{(u.shared_bytes + dynamic_shared_bytes) / 1024:.1f}" for u in usages],
+        [str(u.stack_bytes) for u in usages],
+        [str(u.spill_bytes) for u in usages],
+    )
+    return [" ".join(values if len(set(values)) > 1 else values[:1]) for values in columns]
