@@ -1,8 +1,8 @@
 """Matrix products of decode with the norms before and the epilogues after them, for CUDA: one token each of b slots.
 
 They are bound by the memory's bandwidth: every weight is read once, past the L1 cache, and several 16-byte loads of
-each thread are on their way all the time, the first before the predecessor has ended. Few rows are dot products in
-fp32 (`_dot_product`), more rows of 16-bit weights go through the tensor cores (`_tensor_core_product`).
+each thread are on their way all the time, the first before the predecessor has ended. One row is dot products in
+fp32 (`_dot_product`), several rows of 16-bit weights go through the tensor cores (`_tensor_core_product`).
 """
 
 import functools
@@ -10,12 +10,9 @@ import math
 from typing import Any, NamedTuple
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
-    commit_copies,
-    copy_16_if,
     device_function,
     launch_dependents,
     multiply_accumulate,
-    wait_copies,
     wait_for_predecessor,
     warp_sum,
 )
@@ -29,15 +26,13 @@ Expr = Any
 
 THREADS = 256
 WARPS = THREADS // 32
-# Up to this many rows are dot products.
-FEW_ROWS = 8
-# 16-byte loads of a thread that are on their way.
-LOADS = 8
-# Blocks that fill a large GPU: with fewer, a warp takes one output instead of two.
-BLOCKS = 528
-# Bytes of activations in shared memory at a time.
-SLICE_BYTES = 65536
-# Inputs in shared memory at a time, and outputs of a block, on the tensor cores.
+# Blocks that a multiprocessor has at a time; this bounds their registers.
+RESIDENT = 2
+# Blocks that fill a large GPU.
+BLOCKS = 264
+# Of dot products: 16-byte loads of a thread that are on their way, inputs that a lane can hold, outputs of a block.
+LOADS, MOST_INPUTS, ROW_OUTPUTS = 16, 64, 16
+# On the tensor cores: inputs in shared memory at a time, outputs of a block.
 DEPTH, OUTPUTS = 512, 32
 
 
@@ -97,7 +92,6 @@ __device__ __forceinline__ void {name}(float* values, const unsigned* registers)
 
 class Product(NamedTuple):
     """A block's matrix product: the outputs and rows it computes, the buffers it needs in shared memory, how.
-    `resident` blocks of a multiprocessor at a time bound its registers.
 
     `compute` is an inline (weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish). It
     multiplies rows of x [b, K] fp32 from `row` on, normed if there is a norm, with the outputs from `first` to before
@@ -107,17 +101,15 @@ class Product(NamedTuple):
     outputs: int
     rows: int
     shared: int
-    shared_dtype: str
     scratch: int
-    resident: int
     compute: Any
 
 
 def _product(features: int, outputs: int, dtype: str, rows: int, weights: int = 1, norm: Norm | None = None) -> Product:
     """The product for up to `rows` rows with one or two weights [outputs, features]."""
-    if rows > FEW_ROWS and dtype != "float32" and features % 8 == 0:
+    if rows > 1 and dtype != "float32" and features % 8 == 0:
         return _tensor_core_product(features, dtype, rows, weights, norm)
-    return _dot_product(features, outputs, dtype, min(rows, FEW_ROWS), weights, norm)
+    return _dot_product(features, outputs, dtype, weights, norm)
 
 
 def _statistics(dim: int, rows: int, norm: Norm):  # type: ignore[no-untyped-def]
@@ -169,61 +161,40 @@ def _statistics(dim: int, rows: int, norm: Norm):  # type: ignore[no-untyped-def
     return compute
 
 
-def _dot_product(features: int, outputs: int, dtype: str, rows: int, weights: int, norm: Norm | None) -> Product:
-    """Warps with `together` outputs each of one weight or two, lanes along the inputs."""
+def _dot_product(features: int, outputs: int, dtype: str, weights: int, norm: Norm | None) -> Product:
+    """One row, in fp32. `split` warps share an output; each lane keeps its inputs in registers for all outputs of the
+    block, and is `LOADS` vectors of weights ahead."""
     size = 4 if dtype == "float32" else 2
     width = math.gcd(features, 16 // size)
     vectors = features // width
-    together = max(1, (1 + (outputs >= 2 * WARPS * BLOCKS) if rows <= 4 else 4) // weights)
-    lines = weights * together
-    # Batches of the loads that are on their way; the inputs of a batch beyond the last are zeros.
-    steps = divide(vectors, 32)
-    batches = divide(steps, LOADS // lines)
-    unrolled = divide(steps, batches)
-    held_batches = min(batches, max(1, SLICE_BYTES // (rows * unrolled * 32 * width * 4)))
-    slices = divide(batches, held_batches)
-    depth = held_batches * unrolled * 32 * width
-    exact = vectors == batches * unrolled * 32
-    # Values that are copied at a time; lanes read them side by side.
+    split = min(WARPS, 1 << (divide(vectors, 32) - 1).bit_length())
+    chunks = divide(vectors, 32 * split)
+    if chunks * width > MOST_INPUTS:
+        raise ValueError(f"{features} inputs of a matrix: at most {MOST_INPUTS * 32 * WARPS} can be decoded with CUDA")
+    teams = WARPS // split
+    # Outputs of a team at a time; a small matrix gives every warp of the GPU something to do.
+    together = max(1, min(LOADS // (chunks * weights), outputs // (BLOCKS * teams)))
+    batches = max(1, ROW_OUTPUTS // (teams * together))
+    count = batches * teams * together
+    exact = vectors == chunks * 32 * split
+    # Values that are widened at a time; registers of a vector: its bytes, or its values one by one.
     part = math.gcd(width, 4)
     parts = width // part
-    # Registers of a vector: as many bytes as it has, or its values one by one.
     streamed = width * size == 16
     registers = 4 if streamed else width
     widen = _widen(dtype)
-    chunks = depth // part
-    copies = divide(rows * chunks, THREADS)
-    resident = 4 if rows == 1 and dtype != "float32" else 2
-    whole = norm is not None and rows == 1 and norm.groups == 1 and slices == 1
-    statistics = _statistics(features, rows, norm) if norm is not None else None
-    scratch = 2 * WARPS if whole else 2 * rows * norm.groups if norm else 1
+    whole = norm is not None and norm.groups == 1
+    statistics = _statistics(features, 1, norm) if norm is not None else None
 
-    def place(chunk: Expr) -> Expr:
-        """Where the `part` values of a chunk of inputs lie."""
-        vector = chunk // parts
-        return ((chunk // (parts * 32) * parts + chunk % parts) * 32 + vector % 32) * part
+    def vector(tx: Expr, c: Expr) -> Expr:
+        """The index of a thread's chunk of inputs."""
+        return (tx // 32 % split * chunks + c) * 32 + tx % 32
 
-    @T.inline
-    def load_activations(x, b, row, start, shared, tx):
-        for n in T.unroll(copies):
-            i: T.let = (n * THREADS + tx) // chunks
-            chunk: T.let = (n * THREADS + tx) % chunks
-            if i < rows:
-                if part == 4:
-                    copy_16_if(
-                        T.address_of(shared[i * depth + place(chunk)]),
-                        T.address_of(x[T.min(row + i, b - 1), T.min(start + chunk * part, features - part)]),
-                        T.Cast("int32", row + i < b and start + chunk * part < features),
-                    )
-                else:
-                    for v in T.vectorized(part):
-                        shared[i * depth + place(chunk) + v] = T.float32(0)
-                    if row + i < b and start + chunk * part < features:
-                        for v in T.vectorized(part):
-                            shared[i * depth + place(chunk) + v] = x[row + i, start + chunk * part + v]
-        if part == 4:
-            commit_copies()
-            wait_copies(0)
+    def present(tx: Expr, c: Expr) -> Expr:
+        return tirx.const(True) if exact else vector(tx, c) < vectors
+
+    # Partial sums [weights, outputs, split] come after the moments.
+    partial = 2 * WARPS if whole else 2 * norm.groups if norm else 0
 
     @T.inline
     def sum_block(total, scratch, first, tx):
@@ -232,135 +203,137 @@ def _dot_product(features: int, outputs: int, dtype: str, rows: int, weights: in
             scratch[first + tx // 32] = total[0]
         T.tvm_storage_sync("shared")
         total[0] = T.float32(0)
-        for warp in T.unroll(WARPS):
+        for warp in T.unroll(split):
             total[0] = total[0] + scratch[first + warp]
 
     @T.inline
-    def normalize_whole(shared, scratch, gain, shift, tx):
-        """The only row in shared memory; each thread has the values it copied."""
-        mean = T.alloc_buffer((1,), scope="local")
+    def normalize_whole(incoming, scratch, tx):
+        """What each of the first `split` warps has of the row becomes its normed values, without gain and shift."""
+        moments = T.alloc_buffer((2,), scope="local")
         total = T.alloc_buffer((1,), scope="local")
-        mean[0] = T.float32(0)
+        moments[0] = T.float32(0)
         if norm.centred:
             total[0] = T.float32(0)
-            for n in T.unroll(copies):
-                if (n * THREADS + tx) * part < features:
-                    for v in T.unroll(part):
-                        total[0] = total[0] + shared[place(n * THREADS + tx) + v]
+            for i in T.unroll(chunks * width):
+                total[0] = total[0] + incoming[i]
             sum_block(total, scratch, 0, tx)
-            mean[0] = total[0] / T.float32(features)
+            moments[0] = total[0] / T.float32(features)
         total[0] = T.float32(0)
-        for n in T.unroll(copies):
-            if (n * THREADS + tx) * part < features:
-                for v in T.unroll(part):
-                    total[0] = total[0] + (shared[place(n * THREADS + tx) + v] - mean[0]) * (
-                        shared[place(n * THREADS + tx) + v] - mean[0]
+        for c in T.unroll(chunks):
+            if present(tx, c):
+                for i in T.unroll(width):
+                    total[0] = total[0] + (incoming[c * width + i] - moments[0]) * (
+                        incoming[c * width + i] - moments[0]
                     )
         sum_block(total, scratch, WARPS, tx)
-        total[0] = T.float32(1) / T.sqrt(total[0] / T.float32(features) + T.float32(norm.eps))
-        for n in T.unroll(copies):
-            if (n * THREADS + tx) * part < features:
-                for v in T.vectorized(part):
-                    shared[place(n * THREADS + tx) + v] = (shared[place(n * THREADS + tx) + v] - mean[0]) * total[
-                        0
-                    ] * gain((n * THREADS + tx) * part + v) + shift((n * THREADS + tx) * part + v)
+        moments[1] = T.float32(1) / T.sqrt(total[0] / T.float32(features) + T.float32(norm.eps))
+        for i in T.unroll(chunks * width):
+            incoming[i] = (incoming[i] - moments[0]) * moments[1]
 
     @T.inline
-    def normalize(b, row, start, shared, scratch, gain, shift, tx):
-        """A slice of the rows, of which the moments are known."""
-        for n in T.unroll(copies):
-            i: T.let = (n * THREADS + tx) // chunks
-            chunk: T.let = (n * THREADS + tx) % chunks
-            if i < rows and row + i < b and start + chunk * part < features:
-                for v in T.unroll(part):
-                    k: T.let = start + chunk * part + v
-                    pair: T.let = i * norm.groups + k // (features // norm.groups)
-                    shared[i * depth + place(chunk) + v] = (
-                        shared[i * depth + place(chunk) + v] - scratch[pair * 2]
-                    ) * scratch[pair * 2 + 1] * gain(k) + shift(k)
+    def widen_part(wide, held, at):
+        if streamed:
+            widen(T.address_of(wide[0]), T.address_of(held[at]))
+        else:
+            for v in T.unroll(part):
+                wide[v] = held[at + v]
 
     @T.inline
     def compute(weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish):
-        held = T.alloc_buffer((lines * unrolled * registers,), "uint32" if streamed else "float32", scope="local")
-        wide = T.alloc_buffer((lines * part,), scope="local")
-        incoming = T.alloc_buffer((part,), scope="local")
-        sums = T.alloc_buffer((lines * rows,), scope="local")
+        held = T.alloc_buffer(
+            (weights * together * chunks * registers,), "uint32" if streamed else "float32", scope="local"
+        )
+        incoming = T.alloc_buffer((chunks * width,), scope="local")
+        wide = T.alloc_buffer((part,), scope="local")
+        sums = T.alloc_buffer((weights * together,), scope="local")
         result = T.alloc_buffer((weights,), scope="local")
-        lane: T.let = tx % 32
-        output: T.let = first + tx // 32 * together
+        share: T.let = tx // 32 % split
+        team: T.let = tx // 32 // split
 
         @T.inline
-        def load_line(source, o, vector, present, at):
+        def load_vector(source, o, c, wanted, at):
             if streamed:
-                load_stream(T.address_of(held[at]), T.address_of(source[o, vector * width]), T.Cast("int32", present))
+                load_stream(
+                    T.address_of(held[at]),
+                    T.address_of(source[o, T.min(vector(tx, c), vectors - 1) * width]),
+                    T.Cast("int32", wanted),
+                )
             else:
-                if present:
+                if wanted:
                     for v in T.vectorized(width):
-                        held[at + v] = T.Cast("float32", source[o, vector * width + v])
+                        held[at + v] = T.Cast("float32", source[o, vector(tx, c) * width + v])
 
         @T.inline
-        def widen_part(to, at):
-            if streamed:
-                widen(T.address_of(wide[to]), T.address_of(held[at]))
+        def load(batch, w, r, c):
+            o: T.let = first + (batch * teams + team) * together + r
+            wanted: T.let = tirx.all(batch < batches, o < end, present(tx, c))
+            at: T.let = ((w * together + r) * chunks + c) * registers
+            if w == 0:
+                load_vector(weight, T.min(o, end - 1), c, wanted, at)
             else:
-                for v in T.unroll(part):
-                    wide[to + v] = held[at + v]
+                load_vector(second, T.min(o, end - 1), c, wanted, at)
 
-        @T.inline
-        def load(batch, u):
-            vector: T.let = (batch * unrolled + u) * 32 + lane
-            present: T.let = batch < batches if exact else vector < vectors
+        for i in T.unroll(weights * together * chunks * registers):
+            held[i] = tirx.const(0, "uint32" if streamed else "float32")
+        for w in T.unroll(weights):
             for r in T.unroll(together):
-                o: T.let = T.min(output + r, end - 1)
-                load_line(weight, o, vector, present, (r * unrolled + u) * registers)
-                if weights == 2:
-                    load_line(second, o, vector, present, ((together + r) * unrolled + u) * registers)
-
-        for j in T.unroll(lines * unrolled * registers):
-            held[j] = tirx.const(0, "uint32" if streamed else "float32")
-        for u in T.unroll(unrolled):
-            load(0, u)
-        for j in T.unroll(lines * rows):
-            sums[j] = T.float32(0)
+                for c in T.unroll(chunks):
+                    load(0, w, r, c)
+        for i in T.unroll(chunks * width):
+            incoming[i] = T.float32(0)
         wait_for_predecessor()
         if norm is not None and not whole:
             statistics(x, b, row, scratch, tx)
             T.tvm_storage_sync("shared")
-        for s in T.serial(slices):
-            if slices > 1:
-                T.tvm_storage_sync("shared")
-            load_activations(x, b, row, s * depth, shared, tx)
-            if whole:
-                normalize_whole(shared, scratch, gain, shift, tx)
-            elif norm is not None:
-                normalize(b, row, s * depth, shared, scratch, gain, shift, tx)
-            T.tvm_storage_sync("shared")
-            for t in T.serial(T.min(held_batches, batches - s * held_batches), annotations={"disable_unroll": True}):
-                for u in T.unroll(unrolled):
+        for c in T.unroll(chunks):
+            if present(tx, c):
+                for p in T.unroll(parts):
+                    for v in T.vectorized(part):
+                        incoming[c * width + p * part + v] = x[row, vector(tx, c) * width + p * part + v]
+        if whole:
+            normalize_whole(incoming, scratch, tx)
+        if norm is not None:
+            for c in T.unroll(chunks):
+                if present(tx, c):
                     for p in T.unroll(parts):
-                        for line in T.unroll(lines):
-                            widen_part(line * part, (line * unrolled + u) * registers + p * (registers // parts))
-                        if p == parts - 1:
-                            load(s * held_batches + t + 1, u)
-                        for i in T.unroll(rows):
-                            for v in T.vectorized(part):
-                                incoming[v] = shared[
-                                    i * depth + (((t * unrolled + u) * parts + p) * 32 + lane) * part + v
-                                ]
-                            for line in T.unroll(lines):
-                                for v in T.unroll(part):
-                                    sums[line * rows + i] = sums[line * rows + i] + wide[line * part + v] * incoming[v]
-        for j in T.unroll(lines * rows):
-            sums[j] = warp_sum(sums[j])
-        # Lane r · rows + i has output r of row i.
-        for j in T.unroll(together * rows):
-            if lane == j:
+                        for v in T.vectorized(part):
+                            k: T.let = vector(tx, c) * width + p * part + v
+                            if not whole:
+                                incoming[c * width + p * part + v] = (
+                                    incoming[c * width + p * part + v] - scratch[k // (features // norm.groups) * 2]
+                                ) * scratch[k // (features // norm.groups) * 2 + 1]
+                            incoming[c * width + p * part + v] = incoming[c * width + p * part + v] * gain(k) + shift(k)
+        for n in T.serial(batches, annotations={"disable_unroll": True}):
+            for w in T.unroll(weights):
+                for r in T.unroll(together):
+                    sums[w * together + r] = T.float32(0)
+                    for c in T.unroll(chunks):
+                        for p in T.unroll(parts):
+                            widen_part(
+                                wide, held, ((w * together + r) * chunks + c) * registers + p * (registers // parts)
+                            )
+                            for v in T.unroll(part):
+                                sums[w * together + r] = (
+                                    sums[w * together + r] + wide[v] * incoming[c * width + p * part + v]
+                                )
+                        load(n + 1, w, r, c)
+            for j in T.unroll(weights * together):
+                sums[j] = warp_sum(sums[j])
+            if tx % 32 == 0:
                 for w in T.unroll(weights):
-                    result[w] = sums[w * together * rows + j]
-        if lane < together * rows and output + lane // rows < end and row + lane % rows < b:
-            finish(row + lane % rows, output + lane // rows, result[0], result[weights - 1])
+                    for r in T.unroll(together):
+                        scratch[partial + (w * count + (n * teams + team) * together + r) * split + share] = sums[
+                            w * together + r
+                        ]
+        T.tvm_storage_sync("shared")
+        if tx < count and first + tx < end:
+            for w in T.unroll(weights):
+                result[w] = T.float32(0)
+                for i in T.unroll(split):
+                    result[w] = result[w] + scratch[partial + (w * count + tx) * split + i]
+            finish(row, first + tx, result[0], result[weights - 1])
 
-    return Product(WARPS * together, rows, rows * depth, "float32", scratch, resident, compute)
+    return Product(count, 1, 1, partial + weights * count * split, compute)
 
 
 def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, norm: Norm | None) -> Product:
@@ -480,7 +453,7 @@ def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, nor
                         result[w] = result[w] + scratch[moments + (k * OUTPUTS + w * outputs + o) * columns + i]
                 finish(row + i, first + o, result[0], result[weights - 1])
 
-    return Product(outputs, rows, tiles * 8 * stride, dtype, moments + WARPS * OUTPUTS * columns, 2, compute)
+    return Product(outputs, rows, tiles * 8 * stride, moments + WARPS * OUTPUTS * columns, compute)
 
 
 # (registers, shared source): 16 bytes.
@@ -539,7 +512,7 @@ def projections(
         bx = T.launch_thread("blockIdx.x", ends[4])
         by = T.launch_thread("blockIdx.y", (b + plain.rows - 1) // plain.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((plain.shared,), plain.shared_dtype, scope="shared.dyn")
+        shared = T.alloc_buffer((plain.shared,), dtype, scope="shared.dyn")
         scratch = T.alloc_buffer((normed.scratch,), scope="shared")
 
         @T.inline
@@ -566,7 +539,7 @@ def projections(
                 (bx - start) * plain.outputs, end, shared, scratch, tx, store,
             )  # fmt: skip
 
-        T.attr(0, RESIDENT_BLOCKS, normed.resident)
+        T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
         if bx < ends[1]:
             multiply(plain, u, wv, 0, value_dim, store_value)
@@ -667,14 +640,14 @@ def linear_residual(in_features: int, out_features: int, dtype: str, scaled: boo
         bx = T.launch_thread("blockIdx.x", divide(out_features, product.outputs))
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((product.shared,), product.shared_dtype, scope="shared.dyn")
+        shared = T.alloc_buffer((product.shared,), dtype, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
         def store(i, o, value, second):
             y[i, o] = residual[i, o] + scale(o) * value
 
-        T.attr(0, RESIDENT_BLOCKS, product.resident)
+        T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
         product.compute(
             weight, weight, x, b, by * product.rows, _one, _zero,
@@ -733,7 +706,7 @@ def gate(
         bx = T.launch_thread("blockIdx.x", divide(hidden, product.outputs))
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((product.shared,), product.shared_dtype, scope="shared.dyn")
+        shared = T.alloc_buffer((product.shared,), dtype, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
@@ -743,7 +716,7 @@ def gate(
             else:
                 y[i, o] = silu(value)
 
-        T.attr(0, RESIDENT_BLOCKS, product.resident)
+        T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
         product.compute(
             fc1, fc3, x, b, by * product.rows, gain, shift,
@@ -831,14 +804,14 @@ def head(dim: int, outputs: int, slots: int, dtype: str, rows: int) -> tirx.Prim
         bx = T.launch_thread("blockIdx.x", divide(outputs, product.outputs))
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((product.shared,), product.shared_dtype, scope="shared.dyn")
+        shared = T.alloc_buffer((product.shared,), dtype, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
         def store(i, o, value, second):
             logits[slot_ids[i], o] = value
 
-        T.attr(0, RESIDENT_BLOCKS, product.resident)
+        T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
         product.compute(
             weight, weight, x, b, by * product.rows, _one, _zero,
