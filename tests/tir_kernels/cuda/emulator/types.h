@@ -85,8 +85,13 @@ EMULATOR_EXTREMES(int)
 EMULATOR_EXTREMES(unsigned)
 EMULATOR_EXTREMES(int64_t)
 EMULATOR_EXTREMES(uint64_t)
+// Exact here, and approximations there.
+inline float __fdividef(float a, float b) { return fabsf(b) > 0x1p126f ? 0 : a / b; }
+inline float __expf(float value) { return expf(value); }
+inline float rsqrtf(float value) { return 1 / sqrtf(value); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline float min(float a, float b) { return fminf(a, b); }
+#define CUDART_INF_F INFINITY
 
 #define __global__
 #define __device__
