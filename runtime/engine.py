@@ -28,7 +28,9 @@ class Engine:
 
     def __init__(self, library: Library, parameters: Sequence[Any]) -> None:
         self.metadata = library.metadata
-        self._library, self._parameters = library, list(parameters)
+        self._library, self._parameters, self._stream = library, list(parameters), library.stream
+        # Of a GPU: the launches of a step, by function and number of slots.
+        self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
         self.slots = self.metadata.max_batch_size
         self.chunk_size: int = self.metadata.config["chunk_size"]
         self.vocab_size: int = self.metadata.config["vocab_size"]
@@ -44,6 +46,7 @@ class Engine:
             ) from None
         # Arguments keep their addresses: a captured graph replays those it was captured with.
         self._slot_ids = self._empty((max(self.slots, 2),), "int32")
+        self._named: list[int] = []  # What `_slot_ids` holds.
         self._tokens = self._empty((self.metadata.prefill_chunk_size,), "int32")
         self._targets = self._empty((self.metadata.prefill_chunk_size,), "int32")
         self.positions = [0] * self.slots
@@ -120,26 +123,40 @@ class Engine:
 
     def decode(self, slots: Sequence[int]) -> None:
         """Consume the current token of each slot; one step of all of them."""
-        self._call("decode", self._slot_view(slots))
+        self._step("decode", slots)
         self._advance(slots, 1)
+
+    def burst(self, slots: Sequence[int], count: int) -> None:
+        """Consume the current token of each slot and draw the next one, `count` times.
+
+        A GPU's host does not wait for any of it: `recent` in the state has the last tokens drawn.
+        """
+        for _ in range(count):
+            self.decode(slots)
+            self.sample(slots)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done everything it was told. Raises `GeckoError` if any of it failed."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
     # Tokens out
 
     def sample(self, slots: Sequence[int]) -> None:
         """Draw the next current token of each slot from its logits."""
-        self._call("sample", self._slot_view(slots))
+        self._step("sample", slots)
 
     def set_sampling(self, slot: int, sampling: Sampling, seed: int) -> None:
         """How `sample` draws in `slot` from now on; forgets the tokens counted for penalties."""
-        self._write("sampling", slot, np.array(sampling.row(), np.float32))
+        self.write("sampling", slot, np.array(sampling.row(), np.float32))
         words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, 0], np.uint32)
-        self._write("random", slot, words.view(np.int32))
-        self._write("counts", slot, np.zeros(self._spec("counts").shape, np.int32))
+        self.write("random", slot, words.view(np.int32))
+        self.write("counts", slot, np.zeros(self._spec("counts").shape, np.int32))
 
     def set_token(self, slot: int, token: int) -> None:
         """Make `token` the current one, which `decode` consumes."""
         self._check_ids([token], self.vocab_size)
-        self._write("token", slot, np.array(token, np.int32))
+        self.write("token", slot, np.array(token, np.int32))
 
     def token(self, slot: int) -> int:
         """The current token."""
@@ -158,15 +175,18 @@ class Engine:
 
     def copy(self, source: int, destination: int) -> None:
         """Make `destination` continue as `source` does."""
-        self._check_slots([source, destination])
-        self._slot_ids._create_view((2,)).copyfrom(np.array([source, destination], np.int32))
-        self._call("copy_slot", self._slot_ids._create_view((2,)))
+        self._call("copy_slot", self._slot_view([source, destination]))
         self.positions[destination] = self.positions[source]
 
     def read(self, name: str, slot: int) -> np.ndarray:
         """One slot's part of the state tensor `name`."""
         value: np.ndarray = self._slot_part(name, slot).numpy()
         return value.reshape(self._spec(name).shape)
+
+    def write(self, name: str, slot: int, value: np.ndarray) -> None:
+        """Replace one slot's part of the state tensor `name`."""
+        part = self._slot_part(name, slot)
+        part.copyfrom(value.reshape(part.shape))
 
     # The rest is private.
 
@@ -196,14 +216,32 @@ class Engine:
         if complete:
             self._call("end_chunk", self._slot_view(complete))
 
+    def _step(self, function: str, slots: Sequence[int]) -> None:
+        """A call with no arguments but the slots: on a GPU one graph, from the second time on."""
+        view, key = self._slot_view(slots), (function, len(slots))
+        if key in self._graphs:
+            self._graphs[key]()
+        else:
+            self._call(function, view)
+            if self._stream is not None:
+                self._graphs[key] = self._stream.record(lambda: self._launch(function, view))
+
     def _call(self, function: str, *inputs: Any) -> None:
+        if self._stream is None:
+            self._launch(function, *inputs)
+        else:
+            self._stream.run(lambda: self._launch(function, *inputs))
+
+    def _launch(self, function: str, *inputs: Any) -> None:
         parameters = self._parameters if function in PARAMETRIC_FUNCTIONS else []
         self._library.functions[function](*inputs, *self._state.values(), *parameters)
 
     def _slot_view(self, slots: Sequence[int]) -> Any:
         self._check_slots(slots)
         view = self._slot_ids._create_view((len(slots),))
-        view.copyfrom(np.asarray(slots, np.int32))
+        if self._named != list(slots):
+            view.copyfrom(np.asarray(slots, np.int32))
+            self._named = list(slots)
         return view
 
     def _check_slots(self, slots: Sequence[int]) -> None:
@@ -230,10 +268,6 @@ class Engine:
         # A view of a scalar keeps one axis.
         shape = spec.shape or (1,)
         return self._state[name]._create_view(shape, spec.dtype, slot * tensor_bytes(spec))
-
-    def _write(self, name: str, slot: int, value: np.ndarray) -> None:
-        part = self._slot_part(name, slot)
-        part.copyfrom(value.reshape(part.shape))
 
 
 def tensor_bytes(spec: StateTensor) -> int:

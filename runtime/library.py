@@ -7,34 +7,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gecko_mlc.runtime import machine, tvm_runtime
+from gecko_mlc.runtime import gpu, machine, tvm_runtime
+from gecko_mlc.runtime.cuda_graph import Stream
 from gecko_mlc.runtime.errors import GeckoError
-from pydantic import ValidationError
+from gecko_mlc.runtime.metadata import read_metadata
 
-from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata
+from gecko_mlc.abi import FUNCTIONS, TargetSpec
 
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
 class Library:
-    """A loaded library: `metadata`, `functions` by name, and the `device` they run on.
+    """A loaded library: `metadata`, `functions` by name, the `device` they run on and, of a GPU, its `stream`.
 
-    Raises `GeckoError` for a file that is no library, or one of another ABI, architecture or CPU.
+    Raises `GeckoError` for a file that is no library, or one of another ABI, architecture, CPU or GPU.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         _check_architecture(path)
+        self.metadata = read_metadata(path)
+        _check_cpu(path, self.metadata.target)
         tvm = tvm_runtime.load()
         from tvm.runtime.vm import VirtualMachine
 
-        self.device = tvm.runtime.device("cpu", 0)
+        self.device, self.stream = tvm.runtime.device(self.metadata.target.kind, 0), None
+        if self.metadata.target.kind == "cuda":
+            _check_gpu(path, self.metadata.target)
+            self.stream = Stream(self.device, tvm_runtime.load_cuda())
         try:
             self._machine = VirtualMachine(tvm.runtime.load_module(str(path.resolve())), self.device)
-            text = self._machine["_metadata"]()
         except Exception as error:  # TVM and the dynamic linker raise many kinds.
             raise GeckoError(f"{path}: not a library of gecko-mlc: {str(error).strip().splitlines()[-1]}") from None
-        self.metadata = _parse(path, str(text))
         self.functions: dict[str, Callable[..., Any]] = {name: self._machine[name] for name in FUNCTIONS}
 
 
@@ -63,20 +67,29 @@ def _check_architecture(path: Path) -> None:
         raise GeckoError(f"{path}: {size:,} bytes, the file is damaged or incomplete; compile it again")
 
 
-def _parse(path: Path, text: str) -> Metadata:
-    try:
-        metadata = Metadata.model_validate_json(text)
-    except ValidationError as error:
-        version = error.title
-        raise GeckoError(f"{path}: its metadata cannot be read ({version}); compile it again") from None
-    if metadata.abi_version != ABI_VERSION:
-        raise GeckoError(f"{path}: ABI version {metadata.abi_version}, expected {ABI_VERSION}; compile it again")
+def _check_cpu(path: Path, target: TargetSpec) -> None:
     available = machine.cpu_features()
-    if available is not None:
-        missing = [name for name in metadata.target.features if name not in available]
-        if missing:
-            raise GeckoError(
-                f"{path}: compiled for {metadata.target.mcpu}, but this CPU has no {', '.join(missing)};"
-                " compile it on this machine, or with --mcpu x86-64-v3"
-            )
-    return metadata
+    missing = [name for name in target.features if available is not None and name not in available]
+    if missing:
+        raise GeckoError(
+            f"{path}: compiled for {target.mcpu}, but this CPU has no {', '.join(missing)};"
+            " compile it on this machine, or with --mcpu x86-64-v3"
+        )
+
+
+def _check_gpu(path: Path, target: TargetSpec) -> None:
+    version, capability = gpu.driver_version(), gpu.capability()
+    if version is None or capability is None:
+        raise GeckoError(
+            f"{path}: compiled for NVIDIA GPUs, and this machine has none, or no driver (libcuda.so.1);"
+            " compile for its CPU with --device cpu"
+        )
+    if target.minimum_cuda is not None and version < target.minimum_cuda:
+        needed, found = (".".join(map(str, v)) for v in (target.minimum_cuda, version))
+        raise GeckoError(f"{path}: needs a driver for CUDA {needed}, this one is for CUDA {found}; update the driver")
+    if not target.runs_on(capability):
+        compiled = ", ".join(f"sm_{a}" for a in target.architectures)
+        raise GeckoError(
+            f"{path}: compiled for {compiled}, this GPU ({gpu.name()}) is sm_{capability};"
+            f" compile it with --arch sm_{capability}"
+        )

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gecko_mlc.runtime import machine
+from gecko_mlc.runtime import gpu, machine
+from gecko_mlc.runtime.errors import GeckoError
 
 
 def load() -> Any:
@@ -40,3 +41,23 @@ def load() -> Any:
     if extra.exists():
         ctypes.CDLL(str(extra), mode=ctypes.RTLD_GLOBAL)
     return tvm
+
+
+def load_cuda() -> ctypes.CDLL:
+    """Make TVM able to run libraries for NVIDIA GPUs; CUDA's runtime library.
+
+    Raises `GeckoError` naming what is missing.
+    """
+    tvm = load()
+    path = gpu.find_cudart()
+    if path is None:
+        raise GeckoError(
+            "no CUDA 13 runtime library (libcudart.so.13): install CUDA 13, or pip install nvidia-cuda-runtime"
+        )
+    cudart = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    backend = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    try:
+        ctypes.CDLL(str(backend), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise GeckoError(f"TVM's CUDA backend does not load: {error}") from None
+    return cudart
