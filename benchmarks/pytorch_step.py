@@ -1,7 +1,7 @@
 """A PyTorch Gecko with preallocated state: the peer that compiled decoding is compared with.
 
 Nothing is concatenated, no complex tensors, no allocation but PyTorch's own temporaries; parameters are
-those of `gecko_mlc.reference`. One stream.
+those of `gecko_mlc.reference`, whose device and dtype the state has. One stream.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Step:
         self.model, self.position = model, start
         self.blocks = [BlockStep(block) for block in model.layers]
         self.final_norm = NormStep(model.output.final_norm, c.timenorm_num_groups)
-        angle = torch.arange(2 * c.chunk_size, dtype=torch.float64)[:, None] * model.rope.freqs
-        self.cos, self.sin = angle.cos().float(), angle.sin().float()
+        angle = torch.arange(2 * c.chunk_size, dtype=torch.float64)[:, None] * model.rope.freqs.cpu()
+        self.cos, self.sin = (f(angle).to(model.embed.weight) for f in (torch.cos, torch.sin))
 
     @torch.no_grad()
     def __call__(self, token: int) -> Tensor:
@@ -48,7 +48,7 @@ class NormStep:
 
     def __init__(self, norm: TimestepDecayNorm, groups: int) -> None:
         self.norm = norm
-        self.mean, self.var = torch.zeros(groups), torch.zeros(groups)
+        self.mean, self.var = norm.weight.new_zeros(2, groups)
         self.gain = 1 + norm.weight.detach()
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
@@ -72,18 +72,19 @@ class BlockStep:
         with torch.no_grad():
             p = torch.sigmoid(mega.cema.alpha)
             modulus = 1 - p * torch.sigmoid(mega.cema.delta)
-            component = torch.arange(1, c.cema_ndim + 1)
+            component = torch.arange(1, c.cema_ndim + 1, device=p.device)
             omega = component * torch.sigmoid(mega.cema.theta)[:, None] * (2 * math.pi / c.cema_ndim)
             self.p, self.q_re, self.q_im = p, modulus * torch.cos(omega), modulus * torch.sin(omega)
             self.g_re, self.g_im = mega.cema.gamma.unbind(-1)
             self.affine = (1 + mega.gamma) / math.sqrt(c.head_dim)
-        self.h_re, self.h_im = torch.zeros(2, c.model_dim, c.cema_ndim)
+        zeros = mega.gamma.new_zeros
+        self.h_re, self.h_im = zeros(2, c.model_dim, c.cema_ndim)
         # Two chunk buffers by parity, heads first.
-        self.keys = torch.zeros(2, c.num_heads, c.chunk_size, c.head_dim)
-        self.values = torch.zeros(2, c.num_heads, c.chunk_size, c.value_head_dim)
-        self.memory_keys = torch.zeros(2, c.num_heads, c.chunk_size, c.head_dim)
-        self.memory = torch.zeros(c.num_heads, c.head_dim, c.value_head_dim)
-        self.log_norm = torch.full((c.num_heads, c.head_dim), -math.inf)
+        self.keys = zeros(2, c.num_heads, c.chunk_size, c.head_dim)
+        self.values = zeros(2, c.num_heads, c.chunk_size, c.value_head_dim)
+        self.memory_keys = zeros(2, c.num_heads, c.chunk_size, c.head_dim)
+        self.memory = zeros(c.num_heads, c.head_dim, c.value_head_dim)
+        self.log_norm = mega.gamma.new_full((c.num_heads, c.head_dim), -math.inf)
 
     def __call__(self, x: Tensor, t: int, cos: Tensor, sin: Tensor) -> Tensor:
         c, mega = self.config, self.mega

@@ -1,0 +1,149 @@
+"""Every CUDA kernel against its oracle, on the GPU: the launches of the kernels' tests, made again there.
+
+Those tests execute the generated source on a CPU and compare with oracles. Here each of their launches is recorded,
+arrays before and after, and its kernel compiled. It covers what a CPU cannot execute: instructions that replace others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+LARGEST_LAUNCH = 4 * 2**20
+# What the CPU's and the GPU's fp32 arithmetic may differ by, of the largest number.
+FP32_TOLERANCE = 2e-5
+
+
+def prepare_kernels(tests: Path, arch: str | None, folder: Path) -> None:
+    """Run the tests, which must pass; write launches.json, launches.npz and kernels.so."""
+    import pytest
+
+    sys.path[:0] = [str(tests), str(tests.parent)]
+    import launch_cuda
+
+    recorder = Recorder(launch_cuda.launch_cuda)
+    launch_cuda.launch_cuda = recorder
+    # A plain plugin sees which test is running.
+    if status := pytest.main([str(tests), "-q", "-p", "no:cacheprovider"], plugins=[recorder]):
+        raise RuntimeError(f"the kernels' tests did not pass: {status}")
+    compile_kernels(recorder.kernels, arch, folder / "kernels.so")
+    (folder / "launches.json").write_text(json.dumps(recorder.launches))
+    np.savez_compressed(folder / "launches.npz", **recorder.arrays)
+
+
+class Recorder:
+    """Stands in for `launch_cuda`; keeps launches that are not too large. Equal arrays are kept once."""
+
+    def __init__(self, launch: Callable[..., None]) -> None:
+        self._launch, self._test = launch, ""
+        self.kernels: dict[str, Any] = {}
+        self.launches: list[dict[str, Any]] = []
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        """Pytest's hook."""
+        self._test = item.nodeid.split("/")[-1]
+
+    def __call__(self, kernel: Any, *arguments: np.ndarray) -> None:
+        before = [argument.copy() for argument in arguments]
+        self._launch(kernel, *arguments)
+        if sum(array.nbytes for array in before) > LARGEST_LAUNCH:
+            return
+        name = next((n for n, known in self.kernels.items() if known is kernel), f"kernel{len(self.kernels)}")
+        self.kernels[name] = kernel
+        rows = [
+            {"dtype": b.dtype.name, "shape": b.shape, "before": self._keep(b), "after": self._keep(a)}
+            for b, a in zip(before, arguments, strict=True)
+        ]
+        self.launches.append({"test": self._test, "kernel": name, "arguments": rows})
+
+    def _keep(self, array: np.ndarray) -> str:
+        raw = array.reshape(-1).view(np.uint8)
+        key = hashlib.sha256(raw.data).hexdigest()[:16]
+        self.arrays.setdefault(key, raw.copy())
+        return key
+
+
+def compile_kernels(kernels: dict[str, Any], arch: str | None, output: Path) -> None:
+    """One library of all kernels, each called by its name."""
+    import tvm
+    from gecko_mlc.compile.cuda_backend import compiling
+    from gecko_mlc.compile.cuda_compiler import find_compiler
+    from gecko_mlc.compile.cuda_pipeline import PIPELINE
+    from gecko_mlc.compile.link import linker
+    from gecko_mlc.compile.target import compile_target
+
+    target = compile_target("cuda", architectures=arch)
+    module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
+    with compiling(find_compiler(), target, lambda: None), target.tvm_target:
+        built = tvm.compile(module, target=target.tvm_target, tir_pipeline=PIPELINE)
+    with tempfile.TemporaryDirectory() as folder:
+        built.export_library(str(output), fcompile=linker(target.spec.triple), workspace_dir=folder)
+
+
+def kernels(folder: Path) -> dict[str, Any]:
+    """Launches in all, and by test the largest error as a part of what is tolerated; tests whose error exceeds that
+    are listed with what happened."""
+    from gecko_mlc.runtime import tvm_runtime
+
+    tvm = tvm_runtime.load()
+    tvm_runtime.load_cuda()
+    library, device = tvm.runtime.load_module(str(folder / "kernels.so")), tvm.runtime.device("cuda", 0)
+    arrays = np.load(folder / "launches.npz")
+    launches = json.loads((folder / "launches.json").read_text())
+
+    def launch(kernel: str, values: list[np.ndarray]) -> list[np.ndarray]:
+        tensors = [tvm.runtime.empty(value.shape, value.dtype.name, device) for value in values]
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copyfrom(value)
+        library[kernel](*tensors)
+        device.sync()
+        return [tensor.numpy() for tensor in tensors]
+
+    return replay(launches, arrays, launch)
+
+
+def replay(
+    launches: list[dict[str, Any]], arrays: Any, launch: Callable[[str, list[np.ndarray]], list[np.ndarray]]
+) -> dict[str, Any]:
+    """See `kernels`; `launch` gives the arrays after a kernel ran on some."""
+    worst: dict[str, float] = {}
+    failures = []
+    for row in launches:
+        before, after = (
+            [arrays[a[key]].view(np.dtype(a["dtype"])).reshape(a["shape"]) for a in row["arguments"]]
+            for key in ("before", "after")
+        )
+        results = launch(row["kernel"], before)
+        tolerance = max(map(_tolerance, before))
+        errors = [error(result, expected) for result, expected in zip(results, after, strict=True)]
+        test = row["test"].split("[")[0]
+        worst[test] = max(worst.get(test, 0.0), max(errors) / tolerance)
+        if max(errors) > tolerance:
+            failures.append(f"{row['test']}: {max(errors):.1e} in argument {errors.index(max(errors))}")
+    return {"launches": len(launches), "error_of_tolerance": worst, "failures": failures}
+
+
+def _tolerance(array: np.ndarray) -> float:
+    return float(ml_dtypes.finfo(array.dtype).eps) if array.dtype.itemsize == 2 else FP32_TOLERANCE
+
+
+def error(result: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference as a part of the largest number; infinite where integers, NaN or infinities differ."""
+    if np.array_equal(result.view(np.uint8), expected.view(np.uint8)):
+        return 0.0
+    if expected.dtype.kind in "iu":
+        return np.inf
+    ours, theirs = result.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(theirs)
+    if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True) or not np.isfinite(ours[finite]).all():
+        return np.inf
+    return float(np.abs(ours[finite] - theirs[finite]).max() / max(np.abs(theirs[finite]).max(), 1e-30))
