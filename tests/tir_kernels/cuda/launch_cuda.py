@@ -30,13 +30,17 @@ _GUARD = 4096
 def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray) -> None:
     """Run a kernel; its results are in the arguments. Raises `RuntimeError` for what a GPU would not bear."""
     program = _program(kernel)
-    sizes = _sizes(kernel.params, arguments)
-    guarded = {f"{p.name}_ptr": _guarded(argument) for p, argument in zip(kernel.params, arguments, strict=True)}
-    values = {name: inside.ctypes.data for name, (_, inside) in guarded.items()}
-    values |= {variable.name: size for variable, size in sizes.items()}
+    buffers = program.host.params
+    analyzer = _bind(program.host, arguments)
+    guarded = {buffer.name: _guarded(argument) for buffer, argument in zip(buffers, arguments, strict=True)}
+    # A pointer is the data of a parameter of the host's.
+    values = [
+        guarded[value.args[0].name][1].ctypes.data if isinstance(value, tvm.ir.Call) else _evaluate(analyzer, value)
+        for value in program.values
+    ]
     error = program.launch(
-        (ctypes.c_int * 6)(*(_evaluate(program.extents.get(tag, 1), sizes) for tag in _EXTENTS)),
-        (ctypes.c_int64 * len(program.parameters))(*(values[name] for name in program.parameters)),
+        (ctypes.c_int * 6)(*(_evaluate(analyzer, program.extents.get(tag, 1)) for tag in _EXTENTS)),
+        (ctypes.c_int64 * len(values))(*values),
     )
     if error:
         raise RuntimeError(error.decode())
@@ -47,23 +51,28 @@ def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray) -> None:
             raise RuntimeError(f"the kernel wrote outside of {name}")
 
 
-def _sizes(buffers: Any, arguments: tuple[np.ndarray, ...]) -> dict[tirx.Var, int]:
-    """The symbolic extents of the kernel's buffers, which the arguments have to fit."""
+def _bind(host: tirx.PrimFunc, arguments: tuple[np.ndarray, ...]) -> tvm.sym.Analyzer:
+    """An analyzer that knows the variables of a host's function for these arguments, which have to fit."""
     sizes: dict[tirx.Var, int] = {}
-    for buffer, argument in zip(buffers, arguments, strict=True):
+    for buffer, argument in zip(host.params, arguments, strict=True):
         assert argument.flags.c_contiguous, buffer.name
         assert argument.dtype.name == buffer.dtype, (buffer.name, argument.dtype, buffer.dtype)
         for extent, size in zip(buffer.shape, argument.shape, strict=True):
             known = sizes.setdefault(extent, size) if isinstance(extent, tirx.Var) else int(extent)
             assert known == size, (buffer.name, argument.shape, buffer.shape)
-    return sizes
-
-
-def _evaluate(extent: Any, sizes: dict[tirx.Var, int]) -> int:
     analyzer = tvm.sym.Analyzer()
     for variable, size in sizes.items():
         analyzer.bind(variable, tirx.const(size, "int32"))
-    return int(analyzer.simplify(extent))
+
+    def bind(statement: tirx.Bind) -> None:
+        analyzer.bind(statement.var, analyzer.simplify(statement.value))
+
+    structural_walk(host.body, [(tirx.Bind, bind)], order="pre")
+    return analyzer
+
+
+def _evaluate(analyzer: tvm.sym.Analyzer, value: Any) -> int:
+    return int(analyzer.simplify(value))
 
 
 def _guarded(argument: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,30 +85,29 @@ def _guarded(argument: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Program(NamedTuple):
-    """A kernel's function, the names of what it takes, and the extents of its launch by thread tag."""
+    """A kernel's function, and the host's that launches it: with which values, and with which extents by their tags."""
 
     launch: Any
-    parameters: list[str]
+    host: tirx.PrimFunc
+    values: list[Any]
     extents: dict[str, Any]
 
 
 @functools.cache
 def _program(kernel: tirx.PrimFunc) -> _Program:
-    extents, shared_bytes = _configuration(kernel)
-    source = _without_cuda(cuda_source(kernel))
+    host, source = _lower(kernel)
+    values, extents = _launch(host)
+    source = _without_cuda(source)
     # Dynamic shared memory is a variable of its size.
     dynamic = r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];"
     if match := re.search(dynamic, source):
-        variable = f"EMULATOR_SHARED alignas(1024) {match[1]} {match[2]}[{shared_bytes} / sizeof({match[1]})];\n"
+        size = f"{extents['tirx.use_dyn_shared_memory']} / sizeof({match[1]})"
+        variable = f"EMULATOR_SHARED alignas(1024) {match[1]} {match[2]}[{size}];\n"
         source = variable + re.sub(dynamic, "", source)
-    signature = re.search(r"kernel_kernel\((.*?)\) \{", source)
-    assert signature is not None
-    parameters = [p.replace("__restrict__ ", "").rsplit(" ", 1) for p in signature[1].split(", ")]
-    values = ", ".join(f"({dtype})values[{i}]" for i, (dtype, _) in enumerate(parameters))
-    source += f"""
-extern "C" [[gnu::visibility("default")]] const char* launch(const int* extents, const int64_t* values) {{
-  return emulator::launch(extents, [=] {{ kernel_kernel({values}); }});
-}}
+    source += """
+extern "C" [[gnu::visibility("default")]] const char* launch(const int* extents, const int64_t* values) {
+  return emulator::launch(extents, values, kernel_kernel);
+}
 """
     folder = Path(_folder().name)
     file = folder / f"{len(list(folder.iterdir()))}.cc"
@@ -107,7 +115,7 @@ extern "C" [[gnu::visibility("default")]] const char* launch(const int* extents,
     _gcc("-shared", f"-I{folder}", "-include", "ptx.h", str(file), "-o", str(file.with_suffix(".so")))
     launch = ctypes.CDLL(str(file.with_suffix(".so"))).launch
     launch.restype = ctypes.c_char_p
-    return _Program(launch, [name for _, name in parameters], extents)
+    return _Program(launch, host, values, extents)
 
 
 @functools.cache
@@ -124,41 +132,47 @@ def _gcc(*arguments: str) -> None:
         raise RuntimeError("\n".join(done.stderr.splitlines()[:40]))
 
 
-def _configuration(kernel: tirx.PrimFunc) -> tuple[dict[str, Any], int]:
-    """The extents of the launch by thread tag, and the bytes of dynamic shared memory."""
-    extents: dict[str, Any] = {}
-    shared_bytes = 0
+def _lower(kernel: tirx.PrimFunc) -> tuple[tirx.PrimFunc, str]:
+    """The host's function, and the source that is generated for a GPU, which nothing compiles."""
+    hosts: list[tirx.PrimFunc] = []
 
-    def bind(statement: tirx.AttrStmt) -> None:
-        if statement.attr_key == "thread_extent":
-            extents[statement.node.thread_tag] = statement.value
+    @tvm.instrument.pass_instrument
+    class KeepHost:
+        def run_before_pass(self, module: tvm.IRModule, info: Any) -> None:
+            if info.name == "tirx.MakePackedAPI":
+                hosts.append(module["kernel"])
 
-    def allocate(statement: tirx.AllocBuffer) -> None:
-        nonlocal shared_bytes
-        if statement.buffer.scope() == "shared.dyn":
-            (size,) = statement.buffer.shape
-            shared_bytes = int(size) * tvm.DataType(statement.buffer.dtype).bits // 8
-
-    structural_walk(kernel.body, [(tirx.AttrStmt, bind), (tirx.AllocBuffer, allocate)], order="pre")
-    return extents, shared_bytes
-
-
-def cuda_source(kernel: tirx.PrimFunc) -> str:
-    """The source that the compiler generates; nothing compiles it for a GPU."""
     module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
     before = tvm_ffi.get_global_func(_CALLBACK)
     tvm_ffi.register_global_func(_CALLBACK, lambda *_: b"", override=True)
     try:
-        target = tvm.target.Target(_TARGET, host="llvm")
-        built = tvm.compile(module, target=target, tir_pipeline=cuda_pipeline.PIPELINE)
+        with tvm.transform.PassContext(instruments=[KeepHost()]):
+            target = tvm.target.Target(_TARGET, host="llvm")
+            built = tvm.compile(module, target=target, tir_pipeline=cuda_pipeline.PIPELINE)
     finally:
         tvm_ffi.register_global_func(_CALLBACK, before, override=True)
-    return str(built.mod.imports[0].inspect_source())
+    return hosts[0], built.mod.imports[0].inspect_source()
+
+
+def _launch(host: tirx.PrimFunc) -> tuple[list[Any], dict[str, Any]]:
+    """What the host gives to the kernel, and the extents of the launch by their tags."""
+    calls: list[tvm.ir.Call] = []
+
+    def keep(call: tvm.ir.Call) -> None:
+        if call.op.name == "tirx.call_ffi_kernel":
+            calls.append(call)
+
+    structural_walk(host.body, [(tvm.ir.Call, keep)], order="pre")
+    (call,) = calls
+    tags = call.attrs.launch_params
+    # Overlapped launches are a tag without a value.
+    tags = [str(tag) for tag in tags if "dependent_launch" not in str(tag)]
+    return list(call.args[1 : -len(tags)]), dict(zip(tags, call.args[-len(tags) :], strict=True))
 
 
 def _without_cuda(source: str) -> str:
     """The source for the emulator: PTX instructions are calls of functions, and vectors are aligned or an error."""
-    source = re.sub(r"#include <cuda\w*\.h>", "", source)
+    source = re.sub(r"#include <(cuda\w*|math_constants)\.h>", "", source)
     source = re.sub(r"\*\((\w+[24])\*\)\(", r"*emulator::aligned<\1>(", source)
     parts, end = [], 0
     for match in re.finditer(r"\basm volatile\(", source):

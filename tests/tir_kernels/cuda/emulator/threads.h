@@ -163,12 +163,14 @@ static void run_block(char* stacks, bool first) {
   }
 }
 
-// Runs the kernel's grid; an error, or nothing.
-static const char* launch(const int* extents, std::function<void()> body) {
+// Runs a grid of a kernel that takes values; an error, or nothing.
+template <class... P> const char* launch(const int* extents, const int64_t* values, void (*function)(P...)) {
   gridDim = {unsigned(extents[0]), unsigned(extents[1]), unsigned(extents[2])};
   blockDim = {unsigned(extents[3]), unsigned(extents[4]), unsigned(extents[5])};
   thread_count = blockDim.x * blockDim.y * blockDim.z;
-  kernel = std::move(body);
+  kernel = [=] {
+    [=]<size_t... i>(std::index_sequence<i...>) { function((P)values[i]...); }(std::index_sequence_for<P...>());
+  };
   *error = 0;
   for (unsigned i = 0; i < unsigned(thread_count); ++i)
     threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};

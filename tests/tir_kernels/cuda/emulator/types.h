@@ -75,6 +75,7 @@ template <class T> bool __hlt(T a, T b) { return float(a) < float(b); }
 EMULATOR_VECTORS(float, float)
 EMULATOR_VECTORS(int, int)
 EMULATOR_VECTORS(unsigned, uint)
+struct alignas(16) ulonglong4 { uint64_t x, y, z, w; };
 struct uint1 { unsigned x; };
 struct uint3 { unsigned x, y, z; };
 
