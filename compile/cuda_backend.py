@@ -20,7 +20,7 @@ from gecko_mlc.compile.link import linker
 from gecko_mlc.compile.target import CompileTarget
 from tvm.target import codegen
 
-from gecko_mlc.cuda_toolkit import find_library
+from gecko_mlc.cuda_toolkit import RUNTIME_LIBRARY, find_library
 
 _FACTORY = "ffi.Module.create.cuda"
 _CALLBACK = "tvm_callback_cuda_compile"
@@ -42,9 +42,9 @@ def load_backend() -> None:
     """Make TVM able to hold machine code. Raises `RuntimeError` naming what is missing."""
     if _registered():
         return
-    runtime = find_library("libcudart.so.13")
+    runtime = find_library(RUNTIME_LIBRARY)
     if runtime is None:
-        raise RuntimeError("no CUDA runtime library (libcudart.so.13): pip install nvidia-cuda-runtime")
+        raise RuntimeError(f"no CUDA runtime library ({RUNTIME_LIBRARY}): pip install nvidia-cuda-runtime")
     ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
     try:
         ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)

@@ -46,6 +46,7 @@ class Compiler(Protocol):
     """Something that compiles CUDA source."""
 
     name: str
+    path: str
 
     def compile(self, source: str, architectures: Sequence[int], ptx: Sequence[int]) -> MachineCode:
         """Machine code for `architectures` and PTX for `ptx`. Raises `RuntimeError` with the compiler's messages."""
@@ -88,7 +89,7 @@ class NVCC:
     """NVIDIA's compiler driver."""
 
     def __init__(self, path: str) -> None:
-        self.name, self._path = "nvcc", path
+        self.name, self.path = "nvcc", path
 
     def compile(self, source: str, architectures: Sequence[int], ptx: Sequence[int]) -> MachineCode:
         """See `Compiler`."""
@@ -103,7 +104,7 @@ class NVCC:
         with tempfile.TemporaryDirectory() as folder:
             # Relative names, for what ends up in the output.
             (Path(folder) / "kernels.cu").write_text(source)
-            command = [self._path, "-fatbin", "-O3", *_OPTIONS, *targets, "--threads=0", "--frandom-seed=0"]
+            command = [self.path, "-fatbin", "-O3", *_OPTIONS, *targets, "--threads=0", "--frandom-seed=0"]
             done = subprocess.run(
                 [*command, "-o", "kernels.fatbin", "kernels.cu"],
                 cwd=folder,
@@ -113,15 +114,15 @@ class NVCC:
                 check=False,
             )
             if done.returncode:
-                raise RuntimeError(f"{self._path} failed:\n{_errors(done.stdout)}")
+                raise RuntimeError(f"{self.path} failed:\n{_errors(done.stdout)}")
             return MachineCode(source, (Path(folder) / "kernels.fatbin").read_bytes(), parse_usage(done.stdout))
 
 
 class NVRTC:
     """The compiler as a library; several architectures are put together by nvFatbin."""
 
-    def __init__(self, library: str, nvfatbin: str) -> None:
-        self.name, self._library, self._nvfatbin = "NVRTC", library, nvfatbin
+    def __init__(self, path: str, nvfatbin: str) -> None:
+        self.name, self.path, self._nvfatbin = "NVRTC", path, nvfatbin
 
     def compile(self, source: str, architectures: Sequence[int], ptx: Sequence[int]) -> MachineCode:
         """See `Compiler`."""
@@ -129,10 +130,10 @@ class NVRTC:
         # Machine code comes with PTX, but not with PTX for later GPUs where it has instructions of its own.
         virtual = [str(a) for a in ptx if str(a) not in real]
         names = [f"sm_{a}" for a in real] + [f"compute_{a}" for a in virtual]
-        includes = [f"-I{folder}" for folder in _include_folders(self._library)]
+        includes = [f"-I{folder}" for folder in _include_folders(self.path)]
 
         def compile_for(name: str) -> nvrtc.Program:
-            return nvrtc.compile_program(self._library, source, [f"--gpu-architecture={name}", *_OPTIONS, *includes])
+            return nvrtc.compile_program(self.path, source, [f"--gpu-architecture={name}", *_OPTIONS, *includes])
 
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:

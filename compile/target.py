@@ -9,11 +9,10 @@ from gecko_mlc.tir_kernels.machine import CUDA, Machine
 from tvm.target import codegen
 
 from gecko_mlc.abi import TargetSpec
+from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
 
 DEVICES = ("auto", "cpu", "cuda")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
-# What the CUDA runtime library that TVM is linked to asks of the driver.
-MINIMUM_CUDA = (13, 0)
 
 # CPU features whose absence makes a library's instructions illegal, as Linux and LLVM name them.
 _CHECKED_FEATURES = (
@@ -81,7 +80,7 @@ def compile_target(
     # PTX of the lowest, for all GPUs between the given ones; of the highest, for later GPUs.
     ptx = tuple(sorted({capabilities[0], capabilities[-1]}))
     spec = spec.model_copy(
-        update={"kind": "cuda", "architectures": capabilities, "ptx": ptx, "minimum_cuda": MINIMUM_CUDA}
+        update={"kind": "cuda", "architectures": capabilities, "ptx": ptx, "minimum_cuda": MINIMUM_DRIVER}
     )
     gpu = {"kind": "cuda", "arch": f"sm_{capabilities[0]}", "max_threads_per_block": 1024, "thread_warp_size": 32}
     return CompileTarget(tvm.target.Target(gpu, host=cpu), spec, CUDA(capabilities))

@@ -8,6 +8,9 @@ import os
 import shutil
 from pathlib import Path
 
+# What TVM's CUDA backend is linked to, and the CUDA version that this asks of the driver.
+RUNTIME_LIBRARY = "libcudart.so.13"
+MINIMUM_DRIVER = (13, 0)
 _PYPI_FOLDER = "cu13"
 
 

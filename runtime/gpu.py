@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from gecko_mlc.cuda_toolkit import find_library
+from gecko_mlc.cuda_toolkit import RUNTIME_LIBRARY, find_library
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
@@ -44,7 +44,7 @@ def name(index: int = 0) -> str | None:
 
 def find_cudart() -> str | None:
     """The CUDA runtime library that TVM's CUDA backend is linked to: a path, or its name where the linker finds it."""
-    return find_library("libcudart.so.13")
+    return find_library(RUNTIME_LIBRARY)
 
 
 def _driver() -> Any:

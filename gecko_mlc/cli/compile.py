@@ -59,6 +59,7 @@ def compile(
 
     Example: gecko-mlc compile gecko-7b --quantization q0bf16 --arch sm_80,sm_90 -o dist/libs/gecko-7b-q0bf16-cuda.so
     """
+    from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
     from gecko_mlc.gen_config import find_config
     from gecko_mlc.quantization import quantization as scheme
     from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
@@ -71,10 +72,10 @@ def compile(
     # The compiler loads here, after everything that could be refused without it.
     from gecko_mlc.compile.kernels import launches_of
     from gecko_mlc.compile.library import compile_library
-    from gecko_mlc.compile.target import MINIMUM_CUDA, compile_target
+    from gecko_mlc.compile.target import compile_target
 
     installed = gpu.capability()
-    if device == "auto" and (gpu.driver_version() or (0, 0)) < MINIMUM_CUDA:
+    if device == "auto" and (gpu.driver_version() or (0, 0)) < MINIMUM_DRIVER:
         installed = None
     try:
         target = compile_target(device, host, mcpu, arch, installed)

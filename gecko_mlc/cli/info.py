@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +12,9 @@ from typing import Annotated
 import typer
 
 from gecko_mlc import __version__
-from gecko_mlc.runtime import machine
+from gecko_mlc.abi import TargetSpec
+from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER, RUNTIME_LIBRARY
+from gecko_mlc.runtime import gpu, machine
 from gecko_mlc.runtime.errors import GeckoError
 
 
@@ -52,6 +55,7 @@ def machine_rows() -> list[tuple[str, str]]:
     wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bf16", "avx512vnni", "neon", "dotprod")
     if features is not None:
         rows.append(("features", " ".join(name for name in wanted if name in features)))
+    rows += gpu_rows()
     for package, use in (
         ("apache-tvm", "required"),
         ("apache-tvm-ffi", "required"),
@@ -63,6 +67,51 @@ def machine_rows() -> list[tuple[str, str]]:
         except PackageNotFoundError:
             rows.append((package, f"not installed ({use})"))
     return rows
+
+
+def gpu_rows() -> list[tuple[str, str]]:
+    """This machine's first GPU, and what it takes to run libraries on it and to compile them."""
+    needed, driver, capability = _version(MINIMUM_DRIVER), gpu.driver_version(), gpu.capability()
+    if driver is None:
+        driver_row = f"none (to run on NVIDIA GPUs: install the driver, for CUDA {needed} or later)"
+    elif driver < MINIMUM_DRIVER:
+        driver_row = f"for CUDA {_version(driver)}, too old: update it to one for CUDA {needed} or later"
+    else:
+        driver_row = f"for CUDA {_version(driver)}"
+    return [
+        ("gpu", "none" if capability is None else f"{gpu.name()}, sm_{capability}"),
+        ("gpu driver", driver_row),
+        (
+            "cuda runtime",
+            gpu.find_cudart() or f"no {RUNTIME_LIBRARY} (to run on NVIDIA GPUs: pip install nvidia-cuda-runtime)",
+        ),
+        ("tvm's cuda runtime", _cuda_backend()),
+        ("cuda compiler", _cuda_compiler()),
+    ]
+
+
+def _version(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _cuda_backend() -> str:
+    tvm = importlib.util.find_spec("tvm")
+    if tvm is None or tvm.origin is None:
+        return "no tvm (pip install gecko-mlc)"
+    library = Path(tvm.origin).parent / "lib" / "libtvm_runtime_cuda.so"
+    return str(library) if library.is_file() else f"no {library} (TVM's packages for Linux have it)"
+
+
+def _cuda_compiler() -> str:
+    try:
+        from gecko_mlc.compile.cuda_compiler import find_compiler
+    except ModuleNotFoundError:
+        return "none (this is the part of gecko-mlc that runs models)"
+    try:
+        compiler = find_compiler()
+    except RuntimeError as error:
+        return f"none ({error})"
+    return f"{compiler.name}, {compiler.path}"
 
 
 def folder_rows(folder: Path, check: bool) -> list[tuple[str, str]]:
@@ -92,9 +141,9 @@ def folder_rows(folder: Path, check: bool) -> list[tuple[str, str]]:
 def library_rows(path: Path) -> list[tuple[str, str]]:
     """A library."""
     from gecko_mlc.runtime.engine import tensor_bytes
-    from gecko_mlc.runtime.library import Library
+    from gecko_mlc.runtime.metadata import read_metadata
 
-    m = Library(path).metadata
+    m = read_metadata(path)
     state = sum(tensor_bytes(spec) for spec in m.state)
     return [
         ("library", str(path)),
@@ -102,6 +151,8 @@ def library_rows(path: Path) -> list[tuple[str, str]]:
         ("TVM", m.tvm_version),
         ("target", f"{m.target.kind} {m.target.triple} {m.target.mcpu}"),
         ("CPU features", " ".join(m.target.features)),
+        *_gpu_target_rows(m.target),
+        ("runs here", _runs_here(path)),
         ("quantization", m.quantization),
         ("slots", str(m.max_batch_size)),
         ("bytes of state a slot", f"{state:,}"),
@@ -110,3 +161,23 @@ def library_rows(path: Path) -> list[tuple[str, str]]:
         ("bytes of workspace", f"{max(m.workspace_bytes.values()):,}"),
         *((name, str(value)) for name, value in m.config.items()),
     ]
+
+
+def _gpu_target_rows(target: TargetSpec) -> list[tuple[str, str]]:
+    if target.minimum_cuda is None:
+        return []
+    return [
+        ("machine code", " ".join(f"sm_{a}" for a in target.architectures)),
+        ("PTX", " ".join(f"compute_{a}" for a in target.ptx)),
+        ("CUDA", f"{_version(target.minimum_cuda)} or later"),
+    ]
+
+
+def _runs_here(path: Path) -> str:
+    from gecko_mlc.runtime.library import Library
+
+    try:
+        Library(path)
+    except GeckoError as error:
+        return f"no: {str(error).removeprefix(f'{path}: ')}"
+    return "yes"
