@@ -12,11 +12,16 @@ from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
+    commit_copies,
+    copy_16_if,
     device_function,
     launch_dependents,
+    load_registers,
+    wait_copies,
     wait_for_predecessor,
     warp_maximum,
     warp_sum,
+    widen_vector,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
@@ -28,8 +33,8 @@ Expr = Any
 THREADS = 256
 # Blocks of `attend` for a sequence: two on each multiprocessor of the large GPUs.
 BLOCKS = 256
-# Vectors that a thread has on their way at a time.
-LOADS = 8
+# Vectors of keys, of values, that a thread has on their way at a time.
+LOADS, VALUES = 8, 16
 
 
 def parts(chunk_size: int, heads: int) -> int:
@@ -101,7 +106,10 @@ def attend(
     teams = threads // team
     # Keys that a team has on their way at a time.
     key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
-    value_loads = min(-(-longest // groups), LOADS)
+    # Vectors of 16 bytes go through a ring in shared memory; a thread reads only what it has put there itself.
+    in_16_bytes = 4 if dtype == "float32" else 8
+    streamed, ring = width == in_16_bytes, VALUES
+    widen = widen_vector(dtype)
     pair_rounds = -(-half // threads)
     load, convert, team_sum = loader(dtype), narrow(dtype), _lane_sum(team, 1)
 
@@ -144,7 +152,9 @@ def attend(
         rounded = T.alloc_buffer((2,), dtype, scope="local")
         held_query = T.alloc_buffer((2, key_rounds, key_width), scope="local")
         held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), dtype, scope="local")
-        held_values = T.alloc_buffer((value_loads, width), dtype, scope="local")
+        held_values = T.alloc_buffer(((ring * threads if streamed else 1) * in_16_bytes,), dtype, scope="shared.dyn")
+        vector_bytes = T.alloc_buffer((4,), "uint32", scope="local")
+        value = T.alloc_buffer((width,), scope="local")
         score = T.alloc_buffer((1,), scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         weight = T.alloc_buffer((1,), scope="local")
@@ -191,17 +201,49 @@ def attend(
                                 ]
 
         @T.inline
-        def load_value(i, j, tile):
-            """held_values[i] = a vector of the value at position first + j."""
-            if j < present and tile * columns + column < vectors and group < groups:
-                k: T.let = first + j
-                for v in T.vectorized(width):
-                    held_values[i, v] = values[
+        def load_value(i, tile):
+            """The thread's vector of its i-th value into the ring; nothing of one that does not exist."""
+            j: T.let = i * groups + group
+            k: T.let = first + T.min(j, present - 1)
+            copy_16_if(
+                T.address_of(held_values[(i % ring * threads + tx) * in_16_bytes]),
+                T.address_of(
+                    values[
                         slot,
                         T.Select(k < previous, 1 - parity, parity),
                         T.Select(k < previous, k, k - previous),
-                        head * value_size + (tile * columns + column) * width + v,
+                        head * value_size + T.min(tile * columns + column, vectors - 1) * width,
                     ]
+                ),
+                T.Cast("int32", tirx.all(j < present, tile * columns + column < vectors, group < groups)),
+            )
+            commit_copies()
+
+        @T.inline
+        def read_value(i, tile):
+            """value = the thread's vector of its i-th value, or zeros."""
+            if streamed:
+                wait_copies(ring - 1)
+                load_registers(
+                    T.address_of(vector_bytes[0]), T.address_of(held_values[(i % ring * threads + tx) * in_16_bytes])
+                )
+                for p in T.unroll(width // part):
+                    widen(T.address_of(value[p * part]), T.address_of(vector_bytes[p * (4 * part // width)]))
+            else:
+                k: T.let = first + i * groups + group
+                for v in T.unroll(width):
+                    value[v] = T.float32(0)
+                if k < first + present and tile * columns + column < vectors and group < groups:
+                    for v in T.unroll(width):
+                        value[v] = T.Cast(
+                            "float32",
+                            values[
+                                slot,
+                                T.Select(k < previous, 1 - parity, parity),
+                                T.Select(k < previous, k, k - previous),
+                                head * value_size + (tile * columns + column) * width + v,
+                            ],
+                        )
 
         @T.inline
         def load_pair(which, k):
@@ -228,10 +270,8 @@ def attend(
 
         if present > 0:
             load_keys(0)
-            for i in T.unroll(value_loads):
-                for v in T.unroll(width):
-                    held_values[i, v] = T.Cast(dtype, T.float32(0))
-                load_value(i, i * groups + group, 0)
+            for i in T.unroll(ring if streamed else 0):
+                load_value(i, 0)
 
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)
@@ -313,17 +353,19 @@ def attend(
             # 4. The weighted sum of values. A vector's successor is on its way as soon as it is used.
             for tile in T.serial(passes):
                 if tile > 0:
-                    for i in T.unroll(value_loads):
-                        load_value(i, i * groups + group, tile)
+                    for i in T.unroll(ring if streamed else 0):
+                        load_value(i, tile)
                 for v in T.unroll(width):
                     sums[v] = T.float32(0)
-                for step in T.serial((present + groups * value_loads - 1) // (groups * value_loads)):
-                    for i in T.unroll(value_loads):
-                        j: T.let = (step * value_loads + i) * groups + group
-                        weight[0] = T.if_then_else(j < present, numerators[j], T.float32(0))
-                        for v in T.unroll(width):
-                            sums[v] = sums[v] + weight[0] * load(held_values, i, v)
-                        load_value(i, j + groups * value_loads, tile)
+                for i in T.serial((present + groups - 1) // groups):
+                    read_value(i, tile)
+                    weight[0] = T.if_then_else(
+                        i * groups + group < present, numerators[T.min(i * groups + group, longest - 1)], T.float32(0)
+                    )
+                    for v in T.unroll(width):
+                        sums[v] = sums[v] + weight[0] * value[v]
+                    if streamed:
+                        load_value(i + ring, tile)
                 if groups == 1:
                     if tx < columns and tile * columns + tx < vectors:
                         for k in T.unroll(width // part):

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     device_function,
     launch_dependents,
+    load_registers,
     multiply_accumulate,
     wait_for_predecessor,
     warp_sum,
+    widen_vector,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.machine import divide
@@ -65,29 +67,6 @@ __device__ __forceinline__ void gecko_load_stream(unsigned* registers, const voi
 }
 """,
 )
-
-
-@functools.cache
-def _widen(dtype: str) -> device_function:
-    """(values[4] fp32, registers): the values in the bytes of four of `dtype`."""
-    # Two bfloat16 are the upper halves of two fp32. Packed until here, values take half the registers.
-    body = {
-        "float32": "memcpy(values, registers, 16);",
-        "bfloat16": """unsigned words[4] = {registers[0] << 16, registers[0] & 0xffff0000u,
-                       registers[1] << 16, registers[1] & 0xffff0000u};
-  memcpy(values, words, 16);""",
-        "float16": """half halves[4];
-  memcpy(halves, registers, 8);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) values[i] = static_cast<float>(halves[i]);""",
-    }[dtype]
-    name = f"gecko_widen_{dtype}"
-    source = f"""
-__device__ __forceinline__ void {name}(float* values, const unsigned* registers) {{
-  {body}
-}}
-"""
-    return device_function(name, source)
 
 
 class Product(NamedTuple):
@@ -182,7 +161,7 @@ def _dot_product(features: int, outputs: int, dtype: str, weights: int, norm: No
     parts = width // part
     streamed = width * size == 16
     registers = 4 if streamed else width
-    widen = _widen(dtype)
+    widen = widen_vector(dtype)
     whole = norm is not None and norm.groups == 1
     statistics = _statistics(features, 1, norm) if norm is not None else None
 
@@ -454,18 +433,6 @@ def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, nor
                 finish(row + i, first + o, result[0], result[weights - 1])
 
     return Product(outputs, rows, tiles * 8 * stride, moments + WARPS * OUTPUTS * columns, compute)
-
-
-# (registers, shared source): 16 bytes.
-load_registers = device_function(
-    "gecko_load_registers",
-    """
-__device__ __forceinline__ void gecko_load_registers(void* registers, const void* source) {
-  uint4 value = *static_cast<const uint4*>(source);
-  memcpy(registers, &value, 16);
-}
-""",
-)
 
 
 def _one(_: Expr) -> Expr:

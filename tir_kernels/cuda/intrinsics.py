@@ -140,6 +140,41 @@ __device__ __forceinline__ void {name}(float* sums, const unsigned* a, const uns
     return device_function(name, source)
 
 
+# (registers, shared source): 16 bytes.
+load_registers = device_function(
+    "gecko_load_registers",
+    """
+__device__ __forceinline__ void gecko_load_registers(void* registers, const void* source) {
+  uint4 value = *static_cast<const uint4*>(source);
+  memcpy(registers, &value, 16);
+}
+""",
+)
+
+
+@functools.cache
+def widen_vector(dtype: str) -> device_function:
+    """(values[4] fp32, registers): the values in the bytes of four of `dtype`."""
+    # Two bfloat16 are the upper halves of two fp32. Packed until here, values take half the registers.
+    body = {
+        "float32": "memcpy(values, registers, 16);",
+        "bfloat16": """unsigned words[4] = {registers[0] << 16, registers[0] & 0xffff0000u,
+                       registers[1] << 16, registers[1] & 0xffff0000u};
+  memcpy(values, words, 16);""",
+        "float16": """half halves[4];
+  memcpy(halves, registers, 8);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) values[i] = static_cast<float>(halves[i]);""",
+    }[dtype]
+    name = f"gecko_widen_{dtype}"
+    source = f"""
+__device__ __forceinline__ void {name}(float* values, const unsigned* registers) {{
+  {body}
+}}
+"""
+    return device_function(name, source)
+
+
 # Sum and maximum of a warp's 32 lanes, in every lane.
 warp_sum = device_function(
     "gecko_warp_sum",
