@@ -102,8 +102,10 @@ def _correctness(result: Result) -> list[str]:
         rows += [
             (f"{scheme}: relative error of prefill's logits, the worst row", value["prefill_relative_error"]),
             (f"{scheme}: the same of decoded tokens", value["decode_relative_error"]),
-            (f"{scheme}: greedy tokens beyond doubt that differ", value["greedy_differing"]),
-            (f"{scheme}: of", value["greedy_compared"]),
+            (
+                f"{scheme}: greedy tokens that differ, of those beyond doubt",
+                f"{value['greedy_differing']} of {value['greedy_compared']}",
+            ),
         ]
     return _table(("Correctness", ""), rows) if rows else []
 
