@@ -188,7 +188,7 @@ def _without_cuda(source: str) -> str:
 def _call(instruction: str, operands: list[str]) -> str:
     name, _, arguments = re.sub(r"[][{}]", "", instruction).partition(" ")
     values = re.sub(r"%(\d+)", lambda match: operands[int(match[1])], arguments)
-    return f"ptx_{re.sub(r'[^a-z0-9]', '_', name)}({values})"
+    return f"ptx_{re.sub(r'[^A-Za-z0-9]', '_', name)}({values})"
 
 
 def _split(text: str, separator: str) -> list[str]:
