@@ -86,6 +86,11 @@ def compile_target(
     return CompileTarget(tvm.target.Target(gpu, host=cpu), spec, CUDA(capabilities))
 
 
+def portable_cpu() -> str:
+    """A CPU of this machine's kind whose code runs on most others."""
+    return _DEFAULT_CPUS[codegen.llvm_get_system_triple().split("-")[0]]
+
+
 def _parse_architectures(text: str) -> tuple[int, ...]:
     """The compute capabilities of a list like "sm_80,sm_90", in rising order."""
     names = [name.strip() for name in text.split(",")]

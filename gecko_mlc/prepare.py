@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import lzma
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from gecko_mlc import __version__
 from gecko_mlc.abi import ABI_VERSION
-from gecko_mlc.runtime import machine
+from gecko_mlc.runtime import gpu, machine
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
 from gecko_mlc.runtime.parameters import TENSOR_CACHE
@@ -65,11 +66,22 @@ def unpack_demo(folder: Path) -> None:
         convert_weights(config, open_checkpoint(checkpoint), scheme, folder)
 
 
+def library_name(device: str) -> str:
+    """What a library inside a model folder is called."""
+    return f"{device}.so"
+
+
 def model_library(folder: Path, say: Callable[[str], None] = lambda text: None) -> Path:
-    """A library for this machine and the model in `folder`, compiled when first needed.
+    """The library in the model folder `folder`, or one for this machine's CPU, compiled when first needed.
 
     The compiler runs in a process of its own: this one needs no more than TVM's runtime.
     """
+    devices = ("cuda", "cpu") if gpu.capability() is not None else ("cpu", "cuda")
+    for device in devices:
+        if (folder / library_name(device)).is_file():
+            return folder / library_name(device)
+    if importlib.util.find_spec("gecko_mlc.compile") is None:
+        raise GeckoError(f"{folder}: no library in it, and nothing here to compile one; give it with --model-lib")
     chat_config = read_chat_config(folder)
     features = machine.cpu_features()
     key = {

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from gecko_mlc import __version__
-from gecko_mlc.cli import bench, chat, compile, convert, generate, info, logits
+from gecko_mlc.cli import bench, chat, compile, convert, generate, info, logits, package
 
 app = typer.Typer(
     name="gecko-mlc",
@@ -23,6 +23,7 @@ app.command("convert_weight")(convert.convert_weight)
 app.command("gen_config")(convert.gen_config)
 app.command("random_weight")(convert.random_weight)
 app.command("compile")(compile.compile)
+app.command("package")(package.package)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
@@ -47,6 +48,12 @@ def main() -> None:
         app()
     except GeckoError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        # What `package` writes has the running side alone.
+        if (error.name or "").split(".")[0] not in ("gecko_mlc", "tvm"):
+            raise
+        print(f"error: there is no {error.name} here; this needs all of gecko-mlc, not a package", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

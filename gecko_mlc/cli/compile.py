@@ -17,23 +17,33 @@ from gecko_mlc.runtime.errors import GeckoError
 if TYPE_CHECKING:
     from gecko_mlc.compile.cuda_compiler import Usage
     from gecko_mlc.compile.kernels import Kernel
+    from gecko_mlc.compile.library import Compiled
+
+
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A model folder, a config.json, or a preset like gecko-120m."),
+]
+QuantizationOption = Annotated[
+    str | None,
+    typer.Option("--quantization", help="q0f32, q0f16 or q0bf16; by default the model folder's, or q0f32."),
+]
+ArchOption = Annotated[
+    str | None,
+    typer.Option("--arch", help="NVIDIA GPUs, like sm_80,sm_90; by default auto, this machine's."),
+]
+OverridesOption = Annotated[
+    str,
+    typer.Option("--overrides", help='"max_batch_size=4;prefill_chunk_size=512": slots, and tokens a piece.'),
+]
 
 
 def compile(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A model folder, a config.json, or a preset like gecko-120m."),
-    ],
+    model: ConfigArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The library; its suffix is its format (.so).")],
-    quantization: Annotated[
-        str | None,
-        typer.Option("--quantization", help="q0f32, q0f16 or q0bf16; by default the model folder's, or q0f32."),
-    ] = None,
+    quantization: QuantizationOption = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    arch: Annotated[
-        str | None,
-        typer.Option("--arch", help="NVIDIA GPUs, like sm_80,sm_90; by default auto, this machine's."),
-    ] = None,
+    arch: ArchOption = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="An LLVM triple, like aarch64-linux-gnu; by default this machine."),
@@ -42,10 +52,7 @@ def compile(
         str | None,
         typer.Option("--mcpu", help="An LLVM CPU, like x86-64-v3 or cortex-a76; by default this machine's."),
     ] = None,
-    overrides: Annotated[
-        str,
-        typer.Option("--overrides", help='"max_batch_size=4;prefill_chunk_size=512": slots, and tokens a piece.'),
-    ] = "",
+    overrides: OverridesOption = "",
     debug_dump: Annotated[
         Path | None, typer.Option("--debug-dump", help="A folder for the intermediate programs.")
     ] = None,
@@ -59,26 +66,49 @@ def compile(
 
     Example: gecko-mlc compile gecko-7b --quantization q0bf16 --arch sm_80,sm_90 -o dist/libs/gecko-7b-q0bf16-cuda.so
     """
+    compiled = compile_model(model, output, quantization, device, arch, host, mcpu, overrides, debug_dump)
+    from gecko_mlc.compile.kernels import launches_of
+
+    target, layers = compiled.metadata.target, compiled.metadata.config["num_layers"]
+    if kernels or target.kind == "cuda":
+        print_kernels(compiled.kernels, layers, target.architectures, None if kernels else "decode")
+    launches, in_layer, besides = launches_of(compiled.kernels, "decode", layers)
+    console.print(
+        f"decode: {launches} launches, {in_layer} a layer and {besides} besides; {len(compiled.kernels)} kernels in all"
+    )
+    workspace = max(compiled.metadata.workspace_bytes.values())
+    console.print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, workspace {workspace / 2**20:.1f} MiB")
+
+
+def compile_model(
+    model: str,
+    output: Path,
+    quantization: str | None,
+    device: str,
+    arch: str | None,
+    host: str | None,
+    mcpu: str | None,
+    overrides: str,
+    debug_dump: Path | None = None,
+    portable: bool = False,
+) -> Compiled:
+    """Compile as the options of `compile` say, saying what is done; `portable` is for CPUs that others have, too."""
     from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
     from gecko_mlc.gen_config import find_config
     from gecko_mlc.quantization import quantization as scheme
-    from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
 
     config = find_config(model)
-    if quantization is None:
-        folder = Path(model)
-        quantization = read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"
+    quantization = quantization or default_quantization(model)
     limits = parse_overrides(overrides, {"max_batch_size": 1, "prefill_chunk_size": 2048})
     # The compiler loads here, after everything that could be refused without it.
-    from gecko_mlc.compile.kernels import launches_of
     from gecko_mlc.compile.library import compile_library
-    from gecko_mlc.compile.target import compile_target
+    from gecko_mlc.compile.target import compile_target, portable_cpu
 
     installed = gpu.capability()
     if device == "auto" and (gpu.driver_version() or (0, 0)) < MINIMUM_DRIVER:
         installed = None
     try:
-        target = compile_target(device, host, mcpu, arch, installed)
+        target = compile_target(device, host, mcpu or (portable_cpu() if portable else None), arch, installed)
         show_arguments(
             model=model,
             quantization=quantization,
@@ -87,10 +117,9 @@ def compile(
             host=target.spec.triple,
             mcpu=target.spec.mcpu,
             **limits,
-            output=output,
         )
         with console.status("") as status:
-            metadata, made = compile_library(
+            return compile_library(
                 config,
                 scheme(quantization),
                 target,
@@ -101,12 +130,14 @@ def compile(
             )
     except (ValueError, RuntimeError) as error:
         raise GeckoError(str(error)) from None
-    if kernels or target.spec.kind == "cuda":
-        print_kernels(made, config.num_layers, target.spec.architectures, None if kernels else "decode")
-    launches, in_layer, besides = launches_of(made, "decode", config.num_layers)
-    console.print(f"decode: {launches} launches, {in_layer} a layer and {besides} besides; {len(made)} kernels in all")
-    workspace = max(metadata.workspace_bytes.values())
-    console.print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, workspace {workspace / 2**20:.1f} MiB")
+
+
+def default_quantization(model: str) -> str:
+    """The model folder's, or q0f32."""
+    from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
+
+    folder = Path(model)
+    return read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"
 
 
 def print_kernels(

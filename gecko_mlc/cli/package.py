@@ -1,0 +1,63 @@
+"""`package`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gecko_mlc.cli.common import byte_progress, console, say
+from gecko_mlc.cli.compile import ArchOption, OverridesOption, QuantizationOption, compile_model, default_quantization
+from gecko_mlc.prepare import DEMO
+from gecko_mlc.runtime import machine
+from gecko_mlc.runtime.errors import GeckoError
+
+
+def package(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Model folders, or configs and presets, which have no weights."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")],
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")],
+    arch: ArchOption = None,
+    quantization: QuantizationOption = None,
+    mcpu: Annotated[
+        str | None, typer.Option("--mcpu", help="An LLVM CPU; by default one that most are, like x86-64-v3.")
+    ] = None,
+    overrides: OverridesOption = "",
+    weights: Annotated[bool, typer.Option(help="Copy the weights of model folders.")] = True,
+) -> None:
+    """Write a folder that runs models on a machine with neither compiler nor TVM.
+
+    Example: gecko-mlc package dist/my-gecko-q0bf16-MLC --device cuda --arch sm_80,sm_90 -o dist/my-gecko
+    """
+    from gecko_mlc.package import copy_model, new_folder, total_bytes, write_runtime
+    from gecko_mlc.prepare import library_name, model_folder
+    from gecko_mlc.runtime.model_folder import CHAT_CONFIG
+
+    if device not in ("cpu", "cuda"):
+        raise GeckoError(f"--device {device!r}: expected cpu or cuda")
+    names = [_name(model, quantization) for model in models]
+    models = [str(model_folder(model, say)) if model == DEMO else model for model in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise GeckoError(f"two of the models are called {twice[0]}; rename one")
+    with new_folder(output) as folder:
+        write_runtime(folder, device == "cuda", machine.architecture(), names)
+        size = total_bytes(folder)
+        for model, name in zip(models, names, strict=True):
+            (folder / name).mkdir()
+            library = folder / name / library_name(device)
+            compile_model(model, library, quantization, device, arch, None, mcpu, overrides, portable=True)
+            if (Path(model) / CHAT_CONFIG).is_file():
+                with byte_progress(f"copying {name}") as progress:
+                    copy_model(Path(model), folder / name, weights, progress)
+    console.print(f"{output}: {size / 1e6:.1f} MB besides the models' folders; its README.md says how to run it")
+
+
+def _name(model: str, quantization: str | None) -> str:
+    path = Path(model)
+    if path.is_dir() or model == DEMO:
+        return path.resolve().name
+    return f"{path.stem}-{quantization or default_quantization(model)}"
