@@ -21,9 +21,9 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Mach
     `recent` a ring of the last tokens drawn; `counts` how often each was. Keys, values and memory keys
     are two chunk buffers taken in turn by the chunk's parity; keys are rotated by their offset only.
 
-    A GPU writes the memory spread over a chunk's tokens (8c): `memory_sum` and `mass` accumulate, relative to
-    `maximum`, what the memory takes in at the chunk's end. It reads the memory as `memory_read`, rounded to the
-    caches' dtype, where that has 16 bits.
+    A GPU writes the memory spread over a chunk's tokens (8c): `memory_sum` collects what the memory takes in at the
+    chunk's end, `log_mass` and `log_sum` normalize the keys of the previous chunk over positions and over features.
+    It reads the memory as `memory_read`, rounded to the caches' dtype, where that has 16 bits.
     """
     groups, chunk = config.timenorm_num_groups, config.chunk_size
     heads, cache = config.num_heads, quantization.cache_dtype
@@ -54,9 +54,9 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Mach
             initial="minus_infinity",
         )
         if isinstance(machine, CUDA):
-            yield tensor(f"{prefix}.memory_sum", heads, config.head_dim, config.value_head_dim)
-            yield tensor(f"{prefix}.mass", heads, config.head_dim)
-            yield tensor(f"{prefix}.maximum", heads, config.head_dim)
+            yield tensor(f"{prefix}.memory_sum", heads, config.head_dim, config.value_head_dim + config.head_dim)
+            yield tensor(f"{prefix}.log_mass", heads, config.head_dim)
+            yield tensor(f"{prefix}.log_sum", heads, chunk)
             if cache != "float32":
                 yield tensor(f"{prefix}.memory_read", heads, config.head_dim, config.value_head_dim, dtype=cache)
     yield tensor("final_norm_mean", groups)

@@ -108,21 +108,27 @@ class CUDALaunches:
     def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
         """A layer takes the chunk that was spread over its tokens into its memory (2.7), and prepares the next."""
         c = self.build.config
-        shape = (c.z_dim, c.value_dim, c.num_heads, self.build.slots, c.chunk_size, self.cache_dtype)
-        memory = ["memory", *([] if self.memory == "memory" else ["memory_read"]), "log_norm", "memory_sum", "mass"]
-        writes = [f"{prefix}{name}" for name in memory]
+        shape = (c.z_dim, c.value_dim, c.num_heads, self.build.slots)
+        memory_sum, log_mass, log_sum = (f"{prefix}{name}" for name in ("memory_sum", "log_mass", "log_sum"))
         state.update(
-            working_memory.finish_memory(*shape),
-            "finish_memory",
-            [slot_ids, "position", f"{prefix}maximum", *writes],
+            working_memory.update(*shape, self.cache_dtype),
+            "memory_update",
+            [slot_ids, "position", f"{prefix}{self.memory}", memory_sum],
+            [memory_sum],
+        )
+        rounded = [] if self.memory == "memory" else [f"{prefix}{self.memory}"]
+        writes = [f"{prefix}log_norm", f"{prefix}memory", *rounded]
+        state.update(
+            working_memory.write(*shape, self.cache_dtype),
+            "memory_write",
+            [slot_ids, "position", log_mass, memory_sum, *writes],
             writes,
         )
-        maximum = f"{prefix}maximum"
         state.update(
-            working_memory.start_chunk(*shape),
+            working_memory.start_chunk(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, self.cache_dtype),
             "start_chunk",
-            [slot_ids, "position", f"{prefix}memory_keys", maximum],
-            [maximum],
+            [slot_ids, "position", f"{prefix}memory_keys", log_mass, log_sum],
+            [log_mass, log_sum],
         )
 
     def next_chunk(self, slot_ids: Tensor, state: State) -> None:
@@ -218,7 +224,7 @@ class CUDALaunches:
             ],
             fresh(b, c.value_dim),
         )
-        self._absorb(call, prefix, working_memory.absorb_step, None)
+        self._absorb(call, prefix, working_memory.absorb_step(*self._memory_shape()), [])
         kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, self.dtype, False, total)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(b, c.model_dim))
 
@@ -318,7 +324,7 @@ class CUDALaunches:
             ],
             fresh(n, c.value_dim, dtype=self.dtype),
         )
-        self._absorb(call, prefix, working_memory.absorb, x)
+        self._absorb(call, prefix, working_memory.absorb(c.model_dim, *self._memory_shape()), [x])
         kernel = linear.linear_residual(c.value_dim, c.model_dim, self.dtype, False, self.machine)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(n, c.model_dim))
 
@@ -357,16 +363,15 @@ class CUDALaunches:
 
     # Both.
 
-    def _absorb(self, call: Call, prefix: str, factory: Any, rows: Tensor | None) -> None:
-        """The memory's share of these tokens (8c); `rows` [n, D] tell a prefill how many they are."""
+    def _absorb(self, call: Call, prefix: str, kernel: Any, rows: list[Tensor]) -> None:
+        """What these tokens add for the memory (8c); `rows` [n, D] tell a prefill how many they are."""
+        names = ["memory_keys", "values", "log_mass", "log_sum", "memory_sum"]
+        arguments = [*rows, call.slots, "position", *(f"{prefix}{name}" for name in names)]
+        call.state.update(kernel, "absorb", arguments, [f"{prefix}memory_sum"])
+
+    def _memory_shape(self) -> tuple[Any, ...]:
         c = self.build.config
-        kernel = factory(c.z_dim, c.value_dim, c.num_heads, self.build.slots, c.chunk_size, self.cache_dtype)
-        names = ["memory_keys", "values", self.memory, "maximum", "mass", "memory_sum"]
-        writes = [f"{prefix}mass", f"{prefix}memory_sum"]
-        inputs = [] if rows is None else [rows]
-        call.state.update(
-            kernel, "absorb", [*inputs, call.slots, "position", *(f"{prefix}{name}" for name in names)], writes
-        )
+        return c.z_dim, c.value_dim, c.num_heads, self.build.slots, c.chunk_size, self.cache_dtype
 
     def _betas(self) -> tuple[float, float]:
         return self.build.config.timenorm_beta1, self.build.config.timenorm_beta2

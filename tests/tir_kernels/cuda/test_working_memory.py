@@ -1,0 +1,96 @@
+"""The working memory's write on a GPU, spread over the tokens, against its oracle."""
+
+from __future__ import annotations
+
+import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
+import numpy as np
+import pytest
+from gecko_mlc.tir_kernels import working_memory as cpu
+from gecko_mlc.tir_kernels.cuda import working_memory
+from launch import floats, ints
+from launch_cuda import launch_cuda
+
+DIM, SLOTS = 8, 4
+# Of the memory, relative to its largest element: as far as two neighbours of the caches' dtype are apart.
+PRECISION = {"float32": 2e-6, "float16": 2**-10, "bfloat16": 2**-7}
+
+
+@pytest.mark.parametrize(
+    ("z_dim", "value_dim", "heads", "chunk_size", "dtype"),
+    [
+        (36, 42, 3, 70, "float32"),
+        # More rows, columns, and features of the prediction than a block has.
+        (130, 140, 1, 128, "float32"),
+        (272, 304, 2, 128, "bfloat16"),
+        (48, 80, 2, 70, "float16"),
+        # No multiple of 16 bytes.
+        (36, 42, 3, 16, "bfloat16"),
+    ],
+)
+def test_write(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str) -> None:
+    """Slots at different phases, in random pieces and steps: the memory is what whole chunks give.
+
+    What was not written is NaN: the memory before its first write, its sums, and all positions that do not exist.
+    """
+    rng, size, value_size = np.random.default_rng(1), z_dim // heads, value_dim // heads
+    shape = z_dim, value_dim, heads, SLOTS, chunk_size, dtype
+    step, piece = working_memory.absorb_step(*shape), working_memory.absorb(DIM, *shape)
+    position = np.zeros((SLOTS, 2), np.int32)
+    keys, values = (np.full((SLOTS, 2, chunk_size, f), np.nan).astype(dtype) for f in (z_dim, value_dim))
+    log_mass, log_norm = np.full((2, SLOTS, heads, size), np.nan, np.float32)
+    log_sum = np.full((SLOTS, heads, chunk_size), np.nan, np.float32)
+    memory_sum = np.full((SLOTS, heads, size, value_size + size), np.nan, np.float32)
+    memory = np.full((SLOTS, heads, size, value_size), np.nan, np.float32)
+    memory_read = memory.astype(dtype)
+    absorbed = keys, values, log_mass, log_sum, memory_sum
+    expected = {slot: (np.zeros(memory.shape[1:]), np.full((heads, size), -np.inf)) for slot in (2, 0, 3)}
+
+    def consume(slot: int, n: int) -> None:
+        """Keys and values of the next n tokens."""
+        chunk, offset = position[slot]
+        for cache in (keys, values):
+            cache[slot, chunk % 2, offset : offset + n] = 2 * floats(rng, n, cache.shape[-1])
+
+    def end_chunk(slots: list[int]) -> None:
+        ids = ints(*slots)
+        current = memory if dtype == "float32" else memory_read
+        launch_cuda(working_memory.update(z_dim, value_dim, heads, SLOTS, dtype), ids, position, current, memory_sum)
+        launch_cuda(
+            working_memory.write(z_dim, value_dim, heads, SLOTS, dtype),
+            ids, position, log_mass, memory_sum, log_norm, memory, *([] if dtype == "float32" else [memory_read]),
+        )  # fmt: skip
+        launch_cuda(
+            working_memory.start_chunk(z_dim, heads, SLOTS, chunk_size, dtype), ids, position, keys, log_mass, log_sum
+        )
+        for slot in slots:
+            chunk = position[slot, 0]
+            if chunk >= 1:
+                ak, v = (cache[slot, 1 - chunk % 2].astype(float) for cache in (keys, values))
+                expected[slot] = cpu.write_oracle(ak, v, *expected[slot])
+                new, total = expected[slot]
+                np.testing.assert_allclose(memory[slot], new, rtol=0, atol=PRECISION[dtype] * np.abs(new).max())
+                np.testing.assert_allclose(log_norm[slot], total, rtol=2e-6, atol=2e-6)
+                if dtype != "float32":
+                    np.testing.assert_array_equal(memory_read[slot], memory[slot].astype(dtype))
+            keys[slot, 1 - chunk % 2] = values[slot, 1 - chunk % 2] = np.nan
+            position[slot] = chunk + 1, 0
+
+    while position[list(expected), 0].min() < 4:
+        slots = rng.permutation(list(expected))[: rng.integers(1, 4)].tolist()
+        if ended := [slot for slot in slots if position[slot, 1] == chunk_size]:
+            end_chunk(ended)
+        elif rng.integers(2):
+            for slot in slots:
+                consume(slot, 1)
+            launch_cuda(step, ints(*slots), position, *absorbed)
+            position[slots, 1] += 1
+        else:
+            # Often to before a tile's last position, for a step to take it.
+            offset = int(position[slots[0], 1])
+            tile = offset // working_memory.TILE * working_memory.TILE + working_memory.TILE
+            n = min(tile, chunk_size) - 1 - offset if rng.integers(2) else rng.integers(chunk_size - offset) + 1
+            n = max(int(n), 1)
+            consume(slots[0], n)
+            launch_cuda(piece, np.full((n, DIM), np.nan, np.float32), ints(slots[0]), position, *absorbed)
+            position[slots[0], 1] += n
+    assert np.isnan(memory[1]).all() and np.isnan(memory_sum[1]).all() and np.isnan(log_mass[1]).all()
