@@ -77,9 +77,8 @@ def _threefry_group(x, keys, group):
 
 
 @T.inline
-def _threefry(x, random, slot):
-    """x[0] = threefry(random[slot, 0:2], random[slot, 2])"""
-    keys = T.alloc_buffer((3,), "uint32")
+def random_word(x, keys, random, slot):
+    """x[0] = threefry(random[slot, 0:2], random[slot, 2]), with buffers x [2] and keys [3]."""
     keys[0] = T.reinterpret("uint32", random[slot, 0])
     keys[1] = T.reinterpret("uint32", random[slot, 1])
     keys[2] = keys[0] ^ keys[1] ^ T.uint32(_PARITY)
@@ -164,6 +163,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
             chosen = T.alloc_buffer((1,), "int32")
             trial = T.alloc_buffer((1,), "uint32")
             words = T.alloc_buffer((2,), "uint32")
+            keys = T.alloc_buffer((3,), "uint32")
             slot: T.let = slot_ids[i]
             # 1. Penalties and temperature; the largest score.
             for o in T.serial(candidates):
@@ -234,7 +234,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.
                     if weights[i, o] < sampling[slot, 3]:
                         weights[i, o] = T.float32(0)
                 # 5. The draw.
-                _threefry(words, random, slot)
+                random_word(words, keys, random, slot)
                 sum_where(total, width, candidates, lambda o: weights[i, o])
                 total[0] = total[0] * T.Cast("float32", T.Cast("int32", words[0] >> T.uint32(8))) * T.float32(2.0**-24)
                 for o in T.serial(candidates):

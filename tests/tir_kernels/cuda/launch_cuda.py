@@ -33,9 +33,8 @@ def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray) -> None:
     buffers = program.host.params
     analyzer = _bind(program.host, arguments)
     guarded = {buffer.name: _guarded(argument) for buffer, argument in zip(buffers, arguments, strict=True)}
-    # A pointer is the data of a parameter of the host's.
     values = [
-        guarded[value.args[0].name][1].ctypes.data if isinstance(value, tvm.ir.Call) else _evaluate(analyzer, value)
+        guarded[value][1].ctypes.data if isinstance(value, str) else _evaluate(analyzer, value)
         for value in program.values
     ]
     error = program.launch(
@@ -155,19 +154,32 @@ def _lower(kernel: tirx.PrimFunc) -> tuple[tirx.PrimFunc, str]:
 
 
 def _launch(host: tirx.PrimFunc) -> tuple[list[Any], dict[str, Any]]:
-    """What the host gives to the kernel, and the extents of the launch by their tags."""
+    """What the host gives to the kernel, a pointer by its parameter's name, and the launch's extents by their tags."""
     calls: list[tvm.ir.Call] = []
+    sources: dict[tirx.Var, tirx.Var] = {}
 
     def keep(call: tvm.ir.Call) -> None:
         if call.op.name == "tirx.call_ffi_kernel":
             calls.append(call)
 
-    structural_walk(host.body, [(tvm.ir.Call, keep)], order="pre")
+    def declare(statement: tirx.DeclBuffer) -> None:
+        (sources[statement.buffer],) = statement.data.args
+
+    def parameter(buffer: tirx.Var) -> str:
+        while buffer in sources:
+            buffer = sources[buffer]
+        return buffer.name
+
+    structural_walk(host.body, [(tvm.ir.Call, keep), (tirx.DeclBuffer, declare)], order="pre")
     (call,) = calls
     tags = call.attrs.launch_params
     # Overlapped launches are a tag without a value.
     tags = [str(tag) for tag in tags if "dependent_launch" not in str(tag)]
-    return list(call.args[1 : -len(tags)]), dict(zip(tags, call.args[-len(tags) :], strict=True))
+    values = [
+        parameter(*v.args) if isinstance(v, tvm.ir.Call) and v.op.name == "tirx.buffer_data" else v
+        for v in call.args[1 : -len(tags)]
+    ]
+    return values, dict(zip(tags, call.args[-len(tags) :], strict=True))
 
 
 def _without_cuda(source: str) -> str:

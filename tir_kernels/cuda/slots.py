@@ -1,0 +1,115 @@
+"""The life of slots on a GPU: advance, end of a chunk, copy, reset.
+
+A slot's part of a tensor is found with 64-bit offsets: all slots together may have more than 2³¹ elements.
+"""
+
+import functools
+import math
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import launch_dependents, wait_for_predecessor
+from gecko_mlc.tir_kernels.machine import divide
+from gecko_mlc.tir_kernels.rows import Rows
+from tvm import DataType, tirx
+from tvm.script import tirx as T
+
+THREADS = 256
+# Slots of a block of the kernels on positions.
+SEQUENCES = 32
+# 16-byte vectors of a thread.
+VECTORS = 4
+
+
+@functools.cache
+def advance(rows: Rows, slots: int) -> tirx.PrimFunc:
+    """Kernel (tokens [n], slots, position [S, 2]): the offset in the chunk grows by the slot's tokens.
+
+    Right after a chunk's last token the offset is C, until `end_chunk`.
+    """
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(tokens_handle: T.handle, slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        _tokens = T.match_buffer(tokens_handle, (n,), "int32")
+        slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
+        block = T.launch_thread("blockIdx.x", divide(rows.sequences(n), SEQUENCES))
+        tx = T.launch_thread("threadIdx.x", SEQUENCES)
+        s: T.let = block * SEQUENCES + tx
+        launch_dependents()
+        wait_for_predecessor()
+        if s < rows.sequences(n):
+            position[slot_ids[s], 1] = position[slot_ids[s], 1] + rows.length(n)
+
+    return kernel
+
+
+@functools.cache
+def next_chunk(slots: int) -> tirx.PrimFunc:
+    """Kernel (slots [b], position [S, 2]): on to offset 0 of the next chunk."""
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        block = T.launch_thread("blockIdx.x", divide(b, SEQUENCES))
+        tx = T.launch_thread("threadIdx.x", SEQUENCES)
+        s: T.let = block * SEQUENCES + tx
+        launch_dependents()
+        wait_for_predecessor()
+        if s < b:
+            position[slot_ids[s], 0] = position[slot_ids[s], 0] + 1
+            position[slot_ids[s], 1] = 0
+
+    return kernel
+
+
+@functools.cache
+def copy(slots: int, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
+    """Kernel (slots [2]: source, destination; tensor [S, *shape]): copy one slot's part, in place."""
+    vectors, vector_dtype = _vectors(shape, dtype)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(slot_ids: T.Buffer((2,), "int32"), tensor: T.Buffer((slots, *shape), dtype)):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        flat = T.decl_buffer((slots * vectors,), vector_dtype, data=tensor.data)
+        block = T.launch_thread("blockIdx.x", divide(vectors, THREADS * VECTORS))
+        tx = T.launch_thread("threadIdx.x", THREADS)
+        held = T.alloc_buffer((VECTORS,), vector_dtype, scope="local")
+        for k in T.unroll(VECTORS):
+            if (block * VECTORS + k) * THREADS + tx < vectors:
+                held[k] = flat[slot_ids[0] * vectors + (block * VECTORS + k) * THREADS + tx]
+        for k in T.unroll(VECTORS):
+            if (block * VECTORS + k) * THREADS + tx < vectors:
+                flat[slot_ids[1] * vectors + (block * VECTORS + k) * THREADS + tx] = held[k]
+
+    return kernel
+
+
+@functools.cache
+def fill(slots: int, shape: tuple[int, ...], dtype: str, value: float) -> tirx.PrimFunc:
+    """Kernel (slots [b], tensor [S, *shape]): every element of the named slots becomes `value`."""
+    vectors, vector_dtype = _vectors(shape, dtype)
+    constant = tirx.const(int(value) if dtype.startswith("int") else value, vector_dtype)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(slots_handle: T.handle, tensor: T.Buffer((slots, *shape), dtype)):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        flat = T.decl_buffer((slots * vectors,), vector_dtype, data=tensor.data)
+        block = T.launch_thread("blockIdx.x", divide(vectors, THREADS * VECTORS))
+        sequence = T.launch_thread("blockIdx.y", b)
+        tx = T.launch_thread("threadIdx.x", THREADS)
+        for k in T.unroll(VECTORS):
+            if (block * VECTORS + k) * THREADS + tx < vectors:
+                flat[slot_ids[sequence] * vectors + (block * VECTORS + k) * THREADS + tx] = constant
+
+    return kernel
+
+
+def _vectors(shape: tuple[int, ...], dtype: str) -> tuple[int, str]:
+    """How many vectors of up to 16 bytes a slot's part is, and their dtype."""
+    size = math.prod(shape)
+    width = math.gcd(size, 128 // DataType(dtype).bits)
+    return size // width, dtype if width == 1 else f"{dtype}x{width}"
