@@ -45,7 +45,7 @@ ROWS = 64
 AREA = DEPTH * DEPTH
 STAGE = 3 * AREA
 
-# e^x within 2^-20, as 16-bit results need no more.
+# e^x with 20 bits, and fewer where it is small: 16-bit results need no more.
 _fast_exp = device_function(
     "gecko_fast_exp",
     "__device__ __forceinline__ float gecko_fast_exp(float x) { return __expf(x); }",
@@ -222,6 +222,7 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
         held_log_mass = T.alloc_buffer((8,), scope="local")
         held_log_sum = T.alloc_buffer((2,), scope="local")
         T.attr(0, RESIDENT_BLOCKS, 3)
+        # No kernel writes the slots' numbers.
         slot: T.let = slot_ids[bz // heads]
         head: T.let = bz % heads
         predicts: T.let = bx < predictions
@@ -257,6 +258,7 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
 
         @T.inline
         def fetch(stage, step):
+            # A copy of zeros reads nothing: its position need not exist.
             for i in T.unroll(2):
                 j: T.let = begin + step * TILE + i * 32 + tx // 8
                 row: T.let = first_row + tx % 8 * 8
