@@ -302,15 +302,23 @@ class CUDALaunches:
             [keys, memory_keys],
             [fresh(n, 2, c.z_dim, dtype=self.dtype), fresh(n, c.z_dim, dtype=self.dtype)],
         )
+        scores = (c.z_dim, c.num_heads, total, c.chunk_size, self.dtype, self.machine)
+        seen = [queries, call.slots, call.state["position"], call.state[keys]]
+        statistics = launch(
+            chunk_attention.attention_statistics(*scores),
+            "attention_statistics",
+            seen,
+            fresh(c.num_heads, chunk_attention.parts(c.chunk_size), n, 2),
+        )
         weights = launch(
-            chunk_attention.attention_weights(c.z_dim, c.num_heads, total, c.chunk_size, self.dtype),
+            chunk_attention.attention_weights(*scores),
             "attention_weights",
-            [queries, call.slots, call.state["position"], call.state[keys]],
-            fresh(c.num_heads, n, 2 * c.chunk_size, dtype=self.dtype),
+            [*seen, statistics],
+            fresh(c.num_heads, n, 2, chunk_attention.padded(c.chunk_size), dtype=self.dtype),
         )
         merged = launch(
             chunk_attention.attention_values(
-                c.z_dim, c.value_dim, c.num_heads, total, c.chunk_size, self.dtype, self.cache_dtype
+                c.z_dim, c.value_dim, c.num_heads, total, c.chunk_size, self.dtype, self.machine
             ),
             "attention_values",
             [

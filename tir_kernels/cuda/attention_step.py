@@ -7,14 +7,13 @@ and their merge (2.8), for CUDA.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
     copy_16_if,
-    device_function,
+    lane_sum,
     launch_dependents,
     load_registers,
     wait_copies,
@@ -50,19 +49,6 @@ def _visible(chunk: Expr, offset: Expr, chunk_size: int) -> Expr:
 def _part_length(visible: Expr, count: int) -> Expr:
     """Positions of each of `count` parts. The last parts may have fewer, or none, as short ones do not pay."""
     return T.max((visible + count - 1) // count, LOADS)
-
-
-def _lane_sum(lanes: int, stride: int) -> Callable[..., Expr]:
-    """(value): its sum over `lanes` lanes that are `stride` apart, both powers of two, in each of them."""
-    name = f"gecko_lane_sum_{lanes}_{stride}"
-    source = f"""
-__device__ __forceinline__ float {name}(float value) {{
-#pragma unroll
-  for (int lane = {lanes // 2}; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane * {stride});
-  return value;
-}}
-"""
-    return device_function(name, source, "float32")
 
 
 @T.inline
@@ -111,7 +97,7 @@ def attend(
     streamed, ring = width == in_16_bytes, VALUES
     widen = widen_vector(dtype)
     pair_rounds = -(-half // threads)
-    load, convert, team_sum = loader(dtype), narrow(dtype), _lane_sum(team, 1)
+    load, convert, team_sum = loader(dtype), narrow(dtype), lane_sum(team)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -405,7 +391,7 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
     part_loads = min(-(-count // groups), LOADS // 2)
     memory_loads = min(-(-size // groups), LOADS)
     rounds = -(-size // 32)
-    load, group_sum = loader(dtype), _lane_sum(32 // lanes, lanes)
+    load, group_sum = loader(dtype), lane_sum(32 // lanes, lanes)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(

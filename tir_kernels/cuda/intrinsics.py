@@ -198,3 +198,17 @@ __device__ __forceinline__ float gecko_warp_maximum(float value) {
 """,
     "float32",
 )
+
+
+@functools.cache
+def lane_sum(lanes: int, stride: int = 1) -> device_function:
+    """(value): its sum over `lanes` lanes that are `stride` apart, both powers of two, in each of them."""
+    name = f"gecko_lane_sum_{lanes}_{stride}"
+    source = f"""
+__device__ __forceinline__ float {name}(float value) {{
+#pragma unroll
+  for (int lane = {lanes // 2}; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane * {stride});
+  return value;
+}}
+"""
+    return device_function(name, source, "float32")

@@ -13,6 +13,7 @@ import math
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     device_function,
+    lane_sum,
     launch_dependents,
     wait_for_predecessor,
     warp_sum,
@@ -56,22 +57,6 @@ __device__ __forceinline__ float gecko_lane_before(float value) { return __shfl_
 """,
     "float32",
 )
-
-
-def _team_sum(team: int):  # type: ignore[no-untyped-def]
-    """A function: the sum over each `team` neighbouring lanes, a power of two, in all of them."""
-    name = f"gecko_team_sum_{team}"
-    return device_function(
-        name,
-        f"""
-__device__ __forceinline__ float {name}(float value) {{
-#pragma unroll
-  for (int lane = {team} / 2; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-  return value;
-}}
-""",
-        "float32",
-    )
 
 
 def average_weight(count, beta):  # type: ignore[no-untyped-def]
@@ -230,7 +215,7 @@ def _scan(
     vectors = size // width
     team = min(32, 1 << (-(-vectors // 4) - 1).bit_length())
     rounds = -(-vectors // team)
-    sum_team = _team_sum(team)
+    sum_team = lane_sum(team)
     # Their scan: `run` successive tokens a thread, a tile at a time.
     longest = 1 << (chunk_size - 1).bit_length()
     threads = min(512, max(32, longest))
