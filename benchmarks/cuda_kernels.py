@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ FP32_TOLERANCE = 2e-5
 
 
 def prepare_kernels(tests: Path, arch: str | None, folder: Path) -> None:
-    """Run the tests, which must pass; write launches.json, launches.npz and kernels.so."""
+    """Run the tests, which must pass; write launches.json, launches.npz and libraries of the kernels."""
     import pytest
 
     sys.path[:0] = [str(tests), str(tests.parent)]
@@ -34,7 +35,9 @@ def prepare_kernels(tests: Path, arch: str | None, folder: Path) -> None:
     # A plain plugin sees which test is running.
     if status := pytest.main([str(tests), "-q", "-p", "no:cacheprovider"], plugins=[recorder]):
         raise RuntimeError(f"the kernels' tests did not pass: {status}")
-    compile_kernels(recorder.kernels, arch, folder / "kernels.so")
+    libraries = compile_kernels(recorder.kernels, arch, folder)
+    for row in recorder.launches:
+        row["library"] = libraries[row["kernel"]]
     (folder / "launches.json").write_text(json.dumps(recorder.launches))
     np.savez_compressed(folder / "launches.npz", **recorder.arrays)
 
@@ -72,8 +75,8 @@ class Recorder:
         return key
 
 
-def compile_kernels(kernels: dict[str, Any], arch: str | None, output: Path) -> None:
-    """One library of all kernels, each called by its name."""
+def compile_kernels(kernels: dict[str, Any], arch: str | None, folder: Path) -> dict[str, str]:
+    """Write libraries in which each kernel is called by its name; the name of each one's library."""
     import tvm
     from gecko_mlc.compile.cuda_backend import compiling
     from gecko_mlc.compile.cuda_compiler import find_compiler
@@ -82,11 +85,33 @@ def compile_kernels(kernels: dict[str, Any], arch: str | None, output: Path) -> 
     from gecko_mlc.compile.target import compile_target
 
     target = compile_target("cuda", architectures=arch)
-    module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
-    with compiling(find_compiler(), target, lambda: None), target.tvm_target:
-        built = tvm.compile(module, target=target.tvm_target, tir_pipeline=PIPELINE)
-    with tempfile.TemporaryDirectory() as folder:
-        built.export_library(str(output), fcompile=linker(target.spec.triple), workspace_dir=folder)
+    # CUDA C++ knows a name of dynamic shared memory by one type only.
+    libraries: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, kernel in kernels.items():
+        libraries[f"kernels-{_shared_memory_type(kernel)}.so"][name] = kernel.with_attr("global_symbol", name)
+    for file, module in libraries.items():
+        with compiling(find_compiler(), target, lambda: None), target.tvm_target:
+            built = tvm.compile(tvm.IRModule(module), target=target.tvm_target, tir_pipeline=PIPELINE)
+        with tempfile.TemporaryDirectory() as temporary:
+            link = linker(target.spec.triple)
+            built.export_library(str(folder / file), fcompile=link, workspace_dir=temporary)
+    return {name: file for file, module in libraries.items() for name in module}
+
+
+def _shared_memory_type(kernel: Any) -> str:
+    """The dtype of a kernel's dynamic shared memory, of which it has at most one buffer."""
+    from tvm import tirx
+    from tvm_ffi import structural_walk
+
+    dtype = "none"
+
+    def allocate(statement: tirx.AllocBuffer) -> None:
+        nonlocal dtype
+        if statement.buffer.scope() == "shared.dyn":
+            dtype = str(statement.buffer.dtype)
+
+    structural_walk(kernel.body, [(tirx.AllocBuffer, allocate)], order="pre")
+    return dtype
 
 
 def kernels(folder: Path) -> dict[str, Any]:
@@ -96,15 +121,16 @@ def kernels(folder: Path) -> dict[str, Any]:
 
     tvm = tvm_runtime.load()
     tvm_runtime.load_cuda()
-    library, device = tvm.runtime.load_module(str(folder / "kernels.so")), tvm.runtime.device("cuda", 0)
+    libraries = {path.name: tvm.runtime.load_module(str(path)) for path in folder.glob("kernels-*.so")}
+    device = tvm.runtime.device("cuda", 0)
     arrays = np.load(folder / "launches.npz")
     launches = json.loads((folder / "launches.json").read_text())
 
-    def launch(kernel: str, values: list[np.ndarray]) -> list[np.ndarray]:
+    def launch(row: dict[str, Any], values: list[np.ndarray]) -> list[np.ndarray]:
         tensors = [tvm.runtime.empty(value.shape, value.dtype.name, device) for value in values]
         for tensor, value in zip(tensors, values, strict=True):
             tensor.copyfrom(value)
-        library[kernel](*tensors)
+        libraries[row["library"]][row["kernel"]](*tensors)
         device.sync()
         return [tensor.numpy() for tensor in tensors]
 
@@ -112,9 +138,11 @@ def kernels(folder: Path) -> dict[str, Any]:
 
 
 def replay(
-    launches: list[dict[str, Any]], arrays: Any, launch: Callable[[str, list[np.ndarray]], list[np.ndarray]]
+    launches: list[dict[str, Any]],
+    arrays: Any,
+    launch: Callable[[dict[str, Any], list[np.ndarray]], list[np.ndarray]],
 ) -> dict[str, Any]:
-    """See `kernels`; `launch` gives the arrays after a kernel ran on some."""
+    """See `kernels`; `launch` gives the arrays after a recorded launch was made on some."""
     worst: dict[str, float] = {}
     failures = []
     for row in launches:
@@ -122,7 +150,7 @@ def replay(
             [arrays[a[key]].view(np.dtype(a["dtype"])).reshape(a["shape"]) for a in row["arguments"]]
             for key in ("before", "after")
         )
-        results = launch(row["kernel"], before)
+        results = launch(row, before)
         tolerance = max(map(_tolerance, before))
         errors = [error(result, expected) for result, expected in zip(results, after, strict=True)]
         test = row["test"].split("[")[0]

@@ -103,8 +103,8 @@ def test_launches_are_recorded_and_compared() -> None:
     launches = json.loads(json.dumps(recorder.launches))
 
     def again(factor: float, last: float) -> dict[str, Any]:
-        def run(name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
-            assert recorder.kernels[name] == "double"
+        def run(row: dict[str, Any], arrays: list[np.ndarray]) -> list[np.ndarray]:
+            assert recorder.kernels[row["kernel"]] == "double"
             assert np.isnan(arrays[1]).all()
             return [arrays[0], np.array([0, 2 * factor, np.nan, last], np.float32)]
 
