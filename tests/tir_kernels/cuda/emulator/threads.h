@@ -168,6 +168,7 @@ template <class... P> const char* launch(const int* extents, const int64_t* valu
   gridDim = {unsigned(extents[0]), unsigned(extents[1]), unsigned(extents[2])};
   blockDim = {unsigned(extents[3]), unsigned(extents[4]), unsigned(extents[5])};
   thread_count = blockDim.x * blockDim.y * blockDim.z;
+  if (thread_count > 1024) return "more than 1024 threads in a block";
   kernel = [=] {
     [=]<size_t... i>(std::index_sequence<i...>) { function((P)values[i]...); }(std::index_sequence_for<P...>());
   };
