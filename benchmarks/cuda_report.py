@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-PEERS = {"eager": "PyTorch, eager, bf16", "compiled": "PyTorch, torch.compile and CUDA graph, bf16"}
+PEERS = {"eager": "PyTorch, eager, bf16", "compiled": "PyTorch, torch.compile, CUDA graph, bf16"}
 
 
 def to_markdown(result: Result) -> str:
@@ -151,13 +151,12 @@ def plot(result: Result, path: Path) -> None:
     from matplotlib import pyplot
 
     rows = _speeds(_succeeded(result))[::-1]
-    figure, axes = pyplot.subplots(figsize=(7, 0.5 + 0.4 * len(rows)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7, 0.7 + 0.5 * len(rows)), layout="constrained")
     colors = ["#2a6f4e" if who.startswith("gecko") else "#9aa5a0" for who, _ in rows]
-    labels = [f"{who}, at {int(r['position']):,}" for who, r in rows]
-    bars = axes.barh(labels, [r["gb_per_second"] for _, r in rows], color=colors)
-    axes.bar_label(bars, [f"{r['tokens_per_second']:.0f} tokens/s" for _, r in rows], padding=3)
+    labels = [f"{who}\n{r['tokens_per_second']:.0f} tokens/s at {int(r['position']):,}" for who, r in rows]
+    axes.barh(labels, [r["gb_per_second"] for _, r in rows], color=colors)
     limit = result["ceilings"]["copy_gb_per_second"]
     axes.axvline(limit, color="#444", linestyle="--")
-    axes.set(xlim=(0, 1.15 * limit), xlabel=f"GB/s; dashed: a copy, {limit:,.0f}", title=f"Decoding {result['preset']}")
+    axes.set(xlim=(0, 1.05 * limit), xlabel=f"GB/s; dashed: a copy, {limit:,.0f}", title=f"Decoding {result['preset']}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

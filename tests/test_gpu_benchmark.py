@@ -43,7 +43,7 @@ RESULT: dict[str, Any] = {
 def test_report() -> None:
     text = to_markdown(RESULT)
     assert "| gecko-mlc q0bf16 | 8,192 | 220.5 | 3,640 | 91.0 |" in text
-    assert "| PyTorch, torch.compile and CUDA graph, bf16 | 8,192 | 142.0 |" in text
+    assert "| PyTorch, torch.compile, CUDA graph, bf16 | 8,192 | 142.0 |" in text
     assert "| golden-public_a, fp32: largest difference from float64 logits, over splits | 1.2e-05 |" in text
     assert "- failed: test_x[1]" in text
     assert "## parity q0bf16 failed\n\n```\nTraceback\nRuntimeError: boom\n```" in text
