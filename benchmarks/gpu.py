@@ -130,8 +130,8 @@ def measure(name: str, schemes: Sequence[str], parts: Sequence[str], folder: Pat
     while left := [label for label in plan(schemes, parts) if label not in report.read()]:
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         sys.stderr.write(done.stderr)
-        if done.returncode not in (0, LOST):
-            running = next(label for label in left if label not in report.read())
+        running = next((label for label in left if label not in report.read()), None)
+        if running is not None and done.returncode != LOST:
             report.add(running, {"error": f"exit status {done.returncode}\n{done.stderr[-2000:]}"})
 
 
@@ -154,7 +154,7 @@ def work(name: str, schemes: Sequence[str], parts: Sequence[str], folder: Path, 
         print(f"  {time.perf_counter() - begun:.0f} s", flush=True)
         try:
             torch.cuda.synchronize()
-        except RuntimeError:
+        except Exception:
             sys.stdout.flush()
             os._exit(LOST)
         torch.cuda.empty_cache()
