@@ -147,34 +147,31 @@ def print_kernels(
 
     What differs by architecture is given in their order, once where it is the same for all.
     """
-    functions = [f for f in ("decode", "prefill") if function in (None, f)]
     table = Table()
     table.add_column("kernel", no_wrap=True)
-    for name in functions:
-        table.add_column(name, justify="right")
-    if function is None:
-        table.add_column("other functions")
+    table.add_column("launches" if function is None else function)
     if architectures:
-        table.caption, table.caption_justify = ", ".join(f"sm_{a}" for a in architectures), "left"
-        for name in ("threads", "registers", "KiB shared", "bytes stack", "bytes spilled"):
-            table.add_column(name, justify="right")
+        names = ", ".join(f"sm_{a}" for a in architectures)
+        table.caption, table.caption_justify = f"{names}; shared memory in KiB, stack and spills in bytes", "left"
+        for name in ("threads", "registers", "shared", "stack", "spills"):
+            table.add_column(name, justify="right", no_wrap=True)
     for kernel in kernels:
         if function is not None and function not in kernel.launches:
             continue
-        row = [kernel.name, *(_launches(kernel.launches.get(name, 0), layers) for name in functions)]
-        if function is None:
-            row.append("" if any(row[1:]) else ", ".join(kernel.launches))
+        row = [kernel.name, _launches(kernel, layers, function)]
         if architectures:
-            usages = [kernel.usage[a] for a in architectures]
-            row += [str(kernel.threads), *_usage(usages, kernel.dynamic_shared_bytes)]
+            row += [str(kernel.threads), *_usage([kernel.usage[a] for a in architectures], kernel.dynamic_shared_bytes)]
         table.add_row(*row)
     Console(highlight=False).print(table)
 
 
-def _launches(count: int, layers: int) -> str:
-    """Launches of a function, like "2 a layer + 1"."""
-    in_layer, besides = divmod(count, layers)
-    return " + ".join([f"{in_layer} a layer"] * (in_layer > 0) + [str(besides)] * (besides > 0))
+def _launches(kernel: Kernel, layers: int, function: str | None) -> str:
+    """Launches of the function, like "2 a layer + 1"; of those that matter most, by default."""
+    if function is not None:
+        in_layer, besides = divmod(kernel.launches[function], layers)
+        return " + ".join([f"{in_layer} a layer"] * (in_layer > 0) + [str(besides)] * (besides > 0))
+    functions = [f for f in ("decode", "prefill") if f in kernel.launches]
+    return ", ".join([f"{f} {_launches(kernel, layers, f)}" for f in functions] or kernel.launches)
 
 
 def _usage(usages: Sequence[Usage], dynamic_shared_bytes: int) -> list[str]:
