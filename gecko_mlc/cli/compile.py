@@ -70,8 +70,8 @@ def compile(
     from gecko_mlc.compile.kernels import launches_of
 
     target, layers = compiled.metadata.target, compiled.metadata.config["num_layers"]
-    if kernels or target.kind == "cuda":
-        print_kernels(compiled.kernels, layers, target.architectures, None if kernels else "decode")
+    for function in ("decode", "prefill", None) if kernels else ("decode",) * (target.kind == "cuda"):
+        print_kernels(compiled.kernels, layers, target.architectures, function)
     launches, in_layer, besides = launches_of(compiled.kernels, "decode", layers)
     console.print(
         f"decode: {launches} launches, {in_layer} a layer and {besides} besides; {len(compiled.kernels)} kernels in all"
@@ -143,35 +143,35 @@ def default_quantization(model: str) -> str:
 def print_kernels(
     kernels: Sequence[Kernel], layers: int, architectures: Sequence[int], function: str | None = None
 ) -> None:
-    """A table of the kernels, or of one function's, on standard output.
+    """A table of one function's kernels on standard output; without one, of those of neither decode nor prefill.
 
     What differs by architecture is given in their order, once where it is the same for all.
     """
     table = Table()
     table.add_column("kernel", no_wrap=True)
-    table.add_column("launches" if function is None else function)
+    table.add_column(function or "others")
     if architectures:
         names = ", ".join(f"sm_{a}" for a in architectures)
         table.caption, table.caption_justify = f"{names}; shared memory in KiB, stack and spills in bytes", "left"
         for name in ("threads", "registers", "shared", "stack", "spills"):
             table.add_column(name, justify="right", no_wrap=True)
     for kernel in kernels:
-        if function is not None and function not in kernel.launches:
+        if function in kernel.launches:
+            row = [kernel.name, _launches(kernel.launches[function], layers)]
+        elif function is None and not {"decode", "prefill"} & set(kernel.launches):
+            row = [kernel.name, ", ".join(kernel.launches)]
+        else:
             continue
-        row = [kernel.name, _launches(kernel, layers, function)]
         if architectures:
             row += [str(kernel.threads), *_usage([kernel.usage[a] for a in architectures], kernel.dynamic_shared_bytes)]
         table.add_row(*row)
     Console(highlight=False).print(table)
 
 
-def _launches(kernel: Kernel, layers: int, function: str | None) -> str:
-    """Launches of the function, like "2 a layer + 1"; of those that matter most, by default."""
-    if function is not None:
-        in_layer, besides = divmod(kernel.launches[function], layers)
-        return " + ".join([f"{in_layer} a layer"] * (in_layer > 0) + [str(besides)] * (besides > 0))
-    functions = [f for f in ("decode", "prefill") if f in kernel.launches]
-    return ", ".join([f"{f} {_launches(kernel, layers, f)}" for f in functions] or kernel.launches)
+def _launches(count: int, layers: int) -> str:
+    """Launches of a function, like "2 a layer + 1"."""
+    in_layer, besides = divmod(count, layers)
+    return " + ".join([f"{in_layer} a layer"] * (in_layer > 0) + [str(besides)] * (besides > 0))
 
 
 def _usage(usages: Sequence[Usage], dynamic_shared_bytes: int) -> list[str]:
