@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -147,7 +148,7 @@ def print_kernels(
 
     What differs by architecture is given in their order, once where it is the same for all.
     """
-    table = Table()
+    table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("kernel", no_wrap=True)
     table.add_column(function or "others")
     if architectures:
