@@ -22,7 +22,7 @@ class Stream:
 
     def run(self, launches: Callable[[], None]) -> None:
         """Launch on this stream, from whatever thread."""
-        with tvm_ffi.use_raw_stream(self._device, self._handle):
+        with tvm_ffi.use_raw_stream(self._device, self._handle.value):
             launches()
 
     def record(self, launches: Callable[[], None]) -> Callable[[], None]:
