@@ -49,7 +49,10 @@ def load_backend() -> None:
     try:
         ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
     except OSError:
-        _load_stand_in()
+        with tempfile.TemporaryDirectory() as folder:
+            write_stand_in(Path(folder) / "driver.so")
+            # It stays loaded when the file has gone.
+            ctypes.CDLL(f"{folder}/driver.so", mode=ctypes.RTLD_GLOBAL)
     library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
     try:
         ctypes.CDLL(str(library))
@@ -63,14 +66,12 @@ def _registered() -> bool:
     return tvm_ffi.get_global_func(_FACTORY, allow_missing=True) is not None
 
 
-def _load_stand_in() -> None:
+def write_stand_in(library: Path) -> None:
+    """A shared library with the names that TVM's CUDA backend takes from the driver, for processes without one."""
     link = linker(codegen.llvm_get_system_triple())
-    with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder) / "libcuda.c", Path(folder) / "libcuda.so.1"
-        source.write_text("".join(f"void {name}(void) {{}}\n" for name in _DRIVER_FUNCTIONS))
-        link(str(library), [str(source)], ["-Wl,-soname,libcuda.so.1"])
-        # It stays loaded when the file has gone.
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    source = library.with_suffix(".c")
+    source.write_text("".join(f"void {name}(void) {{}}\n" for name in _DRIVER_FUNCTIONS))
+    link(str(library), [str(source)], ["-Wl,-soname,libcuda.so.1"])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from conftest import small_config
 from gecko_mlc.compile.lint import check_state_use, written_arguments
 from gecko_mlc.compile.pipeline import export, lower
 from gecko_mlc.tir_kernels import complex_ema, slots
-from gecko_mlc.tir_kernels.machine import Machine
+from gecko_mlc.tir_kernels.machine import CUDA, Machine
 from gecko_mlc.tir_kernels.rows import Rows
 from tvm import relax
 from tvm.relax.frontend import nn
@@ -21,9 +21,9 @@ from gecko_mlc.model import Build
 from gecko_mlc.quantization import quantization
 
 
-@pytest.fixture(scope="module")
-def exported() -> tvm.IRModule:
-    return export(Build(small_config(), quantization("q0f32"), Machine(), 3), 8)[0]
+@pytest.fixture(scope="module", params=[Machine(), CUDA((80, 90))], ids=["cpu", "cuda"])
+def exported(request: pytest.FixtureRequest) -> tvm.IRModule:
+    return export(Build(small_config(), quantization("q0f32"), request.param, 3), 8)[0]
 
 
 @pytest.fixture(scope="module")

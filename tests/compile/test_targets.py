@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import small_config
@@ -57,6 +58,42 @@ def test_cross_compilation(host: str, machine: int, tmp_path: Path) -> None:
     if machine == 183 and compile_target("cpu").spec.triple.startswith("x86_64"):
         with pytest.raises(GeckoError, match="compiled for aarch64, this machine is x86_64"):
             Library(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "architectures", "ptx"),
+    [
+        ({"device": "cuda", "architectures": "sm_120, sm_80,sm_90,sm_90"}, "cuda", (80, 90, 120), (80, 120)),
+        ({"device": "auto", "architectures": "sm_89"}, "cuda", (89,), (89,)),
+        ({"device": "cuda", "architectures": "auto", "installed": 90}, "cuda", (90,), (90,)),
+        ({"device": "auto", "installed": 103}, "cuda", (100,), (100,)),
+        ({"device": "auto", "installed": 87}, "cuda", (87,), (87,)),
+        ({"device": "auto", "installed": 88}, "cuda", (86,), (86,)),
+        ({"device": "auto", "installed": 75}, "cpu", (), ()),
+        ({"device": "auto"}, "cpu", (), ()),
+        ({"device": "auto", "host": "aarch64-linux-gnu", "installed": 90}, "cpu", (), ()),
+    ],
+)
+def test_which_gpus(options: dict[str, Any], kind: str, architectures: tuple[int, ...], ptx: tuple[int, ...]) -> None:
+    target = compile_target(**options)
+    assert (target.spec.kind, target.spec.architectures, target.spec.ptx) == (kind, architectures, ptx)
+    # The host's code is for most CPUs: the library goes to another machine.
+    assert kind == "cpu" or target.spec.mcpu in ("x86-64-v3", "generic")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda"}, "as there is no GPU here; one or several of sm_80"),
+        ({"device": "auto", "architectures": "auto"}, "as there is no GPU here"),
+        ({"device": "cuda", "installed": 75}, "as this machine's GPU is sm_75"),
+        ({"device": "cuda", "architectures": "sm_80,90"}, "unknown architecture '90'"),
+        ({"device": "cpu", "architectures": "sm_80"}, "'sm_80' is for --device cuda"),
+    ],
+)
+def test_gpus_nothing_is_compiled_for(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compile_target(**options)
 
 
 def test_nothing_to_link_with(monkeypatch: pytest.MonkeyPatch) -> None:
