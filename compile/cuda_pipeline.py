@@ -30,6 +30,9 @@ class OverlapLaunches:
             tags = function.attrs.get(_LAUNCH_PARAMETERS) if isinstance(function, tirx.PrimFunc) else None
             if tags is not None and "gecko_wait_for_predecessor" in _device_functions(function):
                 waiting.add(variable.name_hint)
+                # The compiler takes what a kernel only reads, and nothing is an alias of, as constant while it runs:
+                # it would come from caches that do not know what the predecessor wrote.
+                function = function.with_attr("tirx.noalias", False)
                 module[variable] = function.with_attr(_LAUNCH_PARAMETERS, _with_overlap(tags))
 
         def launch(call: tvm.ir.Call, mutator: Any) -> tvm.ir.Call:
