@@ -17,6 +17,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import pytest
 from conftest import Golden, load_golden
+from gecko_mlc.runtime import gpu
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -117,6 +118,20 @@ def test_info_knows_folders_libraries_and_this_machine(prepared, inside) -> None
     assert "usable cores" in inside("info").stdout
 
 
+def test_info_says_what_a_gpu_misses(inside, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(gpu, "driver_version", lambda: None)
+    monkeypatch.setattr(gpu, "capability", lambda index=0: None)
+    assert "install the driver, for CUDA 13.0 or later" in inside("info").stdout
+    monkeypatch.setattr(gpu, "driver_version", lambda: (12, 4))
+    monkeypatch.setattr(gpu, "capability", lambda index=0: 90)
+    monkeypatch.setattr(gpu, "name", lambda index=0: "Some GPU")
+    monkeypatch.setattr(gpu, "find_cudart", lambda: None)
+    said = inside("info").stdout
+    assert "Some GPU, sm_90" in said
+    assert "for CUDA 12.4, too old: update it to one for CUDA 13.0 or later" in said
+    assert "no libcudart.so.13 (to run on NVIDIA GPUs: pip install nvidia-cuda-runtime)" in said
+
+
 WRONG: dict[str, tuple[list[str], str]] = {
     "no such folder": (["info", "{model}/nothing"], "no such library"),
     "not a model folder": (["generate", "{folder}", "-p", "x"], "not a model folder"),
@@ -134,6 +149,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no tokenizer": (["generate", "{model}", "--model-lib", "{lib}", "-p", "x"], "text needs the model's tokenizer"),
     "quantization": (["compile", "gecko-demo", "--quantization", "q9", "-o", "x.so"], "expected one of q0f32"),
     "suffix": (["compile", "gecko-demo", "-o", "x.exe"], "unknown suffix"),
+    "architecture": (["compile", "gecko-demo", "--arch", "sm_99", "-o", "x.so"], "unknown architecture 'sm_99'"),
     "heads": (["compile", "{folder}/heads.json", "-o", "x.so"], "z_dim=32 must be a multiple of num_heads=5"),
     "preset": (["compile", "gecko-9b", "-o", "x.so"], "no preset (gecko-7b"),
     "overrides": (["compile", "gecko-demo", "--overrides", "slots=2", "-o", "x.so"], "max_batch_size"),
@@ -313,6 +329,7 @@ def test_every_command_has_help_with_an_example(inside) -> None:  # type: ignore
         "gen_config",
         "random_weight",
         "compile",
+        "package",
         "generate",
         "chat",
         "bench",
