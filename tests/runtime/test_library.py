@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import small_config
-from gecko_mlc.runtime import library, machine
+from gecko_mlc.runtime import machine, metadata
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.library import Library
 
@@ -19,7 +19,7 @@ def path(compiled: Callable[..., Path]) -> Path:
 
 
 def test_another_abi(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "ABI_VERSION", 99)
+    monkeypatch.setattr(metadata, "ABI_VERSION", 99)
     with pytest.raises(GeckoError, match="ABI version 1, expected 99; compile it again"):
         Library(path)
 
