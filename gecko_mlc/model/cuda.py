@@ -16,6 +16,7 @@ from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryT
 from gecko_mlc.tir_kernels.cuda import (
     attention_inputs,
     attention_step,
+    attention_values,
     chunk_attention,
     complex_ema,
     decode_linear,
@@ -317,7 +318,7 @@ class CUDALaunches:
             fresh(c.num_heads, n, 2, chunk_attention.padded(c.chunk_size), dtype=self.dtype),
         )
         merged = launch(
-            chunk_attention.attention_values(
+            attention_values.attention_values(
                 c.z_dim, c.value_dim, c.num_heads, total, c.chunk_size, self.dtype, self.machine
             ),
             "attention_values",

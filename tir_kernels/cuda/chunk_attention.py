@@ -1,19 +1,25 @@
-"""Sliding chunk attention of prefill (specification 2.6), the read of the working memory (2.7) and their merge (2.8),
-for CUDA.
+"""The softmax of sliding chunk attention (specification 2.6) in prefill, for CUDA.
 
 Scores are computed twice: for the statistics of the softmax, which blocks gather over a part of the keys each, and for
-the weights. That is less than keeping them in fp32. Weights, values and memory then are one matrix product.
+the weights. That is less than keeping them in fp32.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, device_function
-from gecko_mlc.tir_kernels.cuda.pipeline import pipeline
-from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
+from gecko_mlc.tir_kernels.cuda.tile_products import (
+    PLAIN,
+    PLAIN_DEPTH,
+    PLAIN_TILE,
+    Fragment,
+    Tile,
+    accumulate,
+    fragment,
+    pipeline,
+)
 from gecko_mlc.tir_kernels.machine import CUDA, divide
 from gecko_mlc.tir_kernels.math import MASKED, f32
 from tvm import tirx
@@ -23,78 +29,19 @@ Expr = Any
 
 # Keys of a tile of scores on the tensor cores, and those that a block goes through.
 KEYS, PART = 128, 512
-PLAIN_TILE, PLAIN_DEPTH = 64, 16
 LOG2_E = math.log2(math.e)
 
 
-class Fragment(NamedTuple):
-    """The sums of a tile that a thread holds: at(r, c) is that of row(tx, r) and column(tx, c).
-
-    `vector` columns at a time are neighbours; `team` neighbouring threads share the rows.
-    """
-
-    rows: int
-    columns: int
-    vector: int
-    team: int
-    row: Callable[..., Expr]
-    column: Callable[..., Expr]
-    at: Callable[..., Expr]
-
-
-class Tile(NamedTuple):
-    """What a block computes: `rows` times `columns`; with one of the `stages`, not on the tensor cores."""
-
-    rows: int
-    columns: int
-    threads: int
-    stages: int
-    pending: int = 0
-
-
-PLAIN = Tile(PLAIN_TILE, PLAIN_TILE, 256, 1)
-_PLAIN_FRAGMENT = Fragment(
-    4,
-    4,
-    4,
-    16,
-    lambda tx, r: tx // 16 * 4 + r,
-    lambda tx, c: tx % 16 * 4 + c,
-    lambda r, c: r * 4 + c,
-)
-
-
-def _row(tx: Expr, r: Expr) -> Expr:
-    return tx // 32 * 16 + tx % 32 // 4 + r * 8
-
-
-# Keys come to the tensor cores in an order that leaves a thread eight neighbours.
-_SCORES_FRAGMENT = Fragment(
-    2,
-    KEYS // 4,
-    8,
-    4,
-    _row,
-    lambda tx, c: c // 8 * 32 + tx % 4 * 8 + c % 8,
-    lambda r, c: c // 2 * 4 + r * 2 + c % 2,
-)
-
-
 def _key(column: Expr) -> Expr:
-    """The key of a tile that is a column of the product."""
+    """The key of a tile that is a column of its product: in this order, eight neighbours are a thread's."""
     return column // 32 * 32 + column // 2 % 4 * 8 + column // 8 % 4 * 2 + column % 2
 
 
-def _values_fragment(columns: int) -> Fragment:
-    return Fragment(
-        2,
-        columns // 4,
-        2,
-        4,
-        _row,
-        lambda tx, c: c // 2 * 8 + tx % 4 * 2 + c % 2,
-        lambda r, c: c // 2 * 4 + r * 2 + c % 2,
-    )
+def _scores_fragment(tile: Tile) -> Fragment:
+    """`fragment`, with keys for columns."""
+    if tile.stages == 1:
+        return fragment(tile)
+    return fragment(tile)._replace(vector=8, column=lambda tx, c: c // 8 * 32 + tx % 4 * 8 + c % 8)
 
 
 def _scores_tile(size: int, dtype: str, machine: CUDA) -> Tile:
@@ -105,18 +52,8 @@ def _scores_tile(size: int, dtype: str, machine: CUDA) -> Tile:
         for stages, blocks in ((3, 2), (4, 1), (2, 1)):
             fits = blocks * (queries + stages * stage) <= machine.shared_memory
             if dtype != "float32" and size % 8 == 0 and fits and (blocks == 2 or rows == 64):
-                return Tile(rows, KEYS, 2 * rows, stages)
+                return Tile(rows, KEYS, stages, blocks=blocks)
     return PLAIN
-
-
-def _values_tile(size: int, value_size: int, dtype: str, machine: CUDA) -> Tile:
-    if dtype == "float32" or size % 8 or value_size % 8:
-        return PLAIN
-    if value_size % 256 == 0 and machine.shared_memory >= 192 * 1024:
-        return Tile(128, 256, 256, 4, pending=1)
-    if value_size % 256 == 0 and machine.shared_memory >= 144 * 1024:
-        return Tile(128, 256, 256, 3)
-    return Tile(128, 128, 256, 3)
 
 
 def padded(chunk_size: int) -> int:
@@ -147,21 +84,18 @@ __device__ __forceinline__ float {name}(float value) {{
     return device_function(name, source, "float32")
 
 
-@T.inline
-def _accumulate(left, right, sums, left_value, right_value, count, tx):
-    """sums += left_value(row, k) · right_value(column, k), over `count` k, in fp32."""
-    for step in T.serial(divide(count, PLAIN_DEPTH)):
-        k: T.let = step * PLAIN_DEPTH + tx % PLAIN_DEPTH
-        for i in T.unroll(PLAIN_TILE * PLAIN_DEPTH // 256):
-            line: T.let = tx // PLAIN_DEPTH + i * (256 // PLAIN_DEPTH)
-            left[tx % PLAIN_DEPTH, line] = T.if_then_else(k < count, left_value(line, k), f32(0.0))
-            right[tx % PLAIN_DEPTH, line] = T.if_then_else(k < count, right_value(line, k), f32(0.0))
-        T.tvm_storage_sync("shared")
-        for d in T.unroll(PLAIN_DEPTH):
-            for r in T.unroll(4):
-                for c in T.unroll(4):
-                    sums[r * 4 + c] = sums[r * 4 + c] + left[d, tx // 16 * 4 + r] * right[d, tx % 16 * 4 + c]
-        T.tvm_storage_sync("shared")
+# 2^x within 2 ulp, 0 below -126.
+_exp2 = device_function(
+    "gecko_exp2",
+    """
+__device__ __forceinline__ float gecko_exp2(float x) {
+  float result;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+""",
+    "float32",
+)
 
 
 def _scores(size: int, dtype: str, tile: Tile):  # type: ignore[no-untyped-def]
@@ -177,7 +111,7 @@ def _tensor_core_scores(size: int, dtype: str, tile: Tile):  # type: ignore[no-u
     depths = divide(size, DEPTH)
     left, right = tile.rows * DEPTH, KEYS * DEPTH
     lines = tile.threads // 8
-    start, multiply = pipeline(dtype, KEYS, tile.stages, tile.pending, False)
+    start, multiply = pipeline(dtype, tile, False)
 
     @T.inline
     def scores(query, key, n, first_row, first, end, exist, tx, finish):
@@ -226,21 +160,23 @@ def _tensor_core_scores(size: int, dtype: str, tile: Tile):  # type: ignore[no-u
 
 
 def _plain_scores(size: int):  # type: ignore[no-untyped-def]
+    add = accumulate()
+
     @T.inline
     def scores(query, key, n, first_row, first, end, exist, tx, finish):
         left = T.alloc_buffer((PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
-        right = T.alloc_buffer((PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
+        right = T.alloc_buffer((1, PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
         sums = T.alloc_buffer((16,), scope="local")
         for t in T.serial(divide(end - first, PLAIN_TILE)):
             j: T.let = first + t * PLAIN_TILE
             for i in T.unroll(16):
                 sums[i] = T.float32(0)
-            _accumulate(
+            add(
                 left,
                 right,
                 sums,
                 lambda line, a: T.Cast("float32", query(T.min(first_row + line, n - 1), a)),
-                lambda column, a: T.Cast("float32", key(T.min(j + column, exist - 1), a)),
+                lambda _, column, a: T.Cast("float32", key(T.min(j + column, exist - 1), a)),
                 size,
                 tx,
             )
@@ -253,10 +189,10 @@ def _plain_scores(size: int):  # type: ignore[no-untyped-def]
 def _part_of_scores(z_dim: int, heads: int, chunk_size: int, dtype: str, tile: Tile):  # type: ignore[no-untyped-def]
     """An inline (queries, keys, slots, position, n, row_tile, part, head, tx, begin, finish, end).
 
-    If the tile's rows see keys of the part: begin(), finish(sums, key, seen) for tiles of scores with the keys
-    from `key` on, and end(). The key j is seen by a row if j < seen(row).
+    If the tile's rows see keys of the part: begin(), finish(sums, key) for tiles of scores with the keys from `key` on,
+    those that a row does not see `MASKED`, and end().
     """
-    size, own_parts = z_dim // heads, parts(chunk_size) // 2
+    size, own_parts, thread = z_dim // heads, parts(chunk_size) // 2, _scores_fragment(tile)
     scores = _scores(size, dtype, tile)
 
     @T.inline
@@ -283,7 +219,15 @@ def _part_of_scores(z_dim: int, heads: int, chunk_size: int, dtype: str, tile: T
 
         @T.inline
         def finish_tile(sums, key):
-            finish(sums, key, lambda row: T.if_then_else(which[0] == 1, offset + row + 1, chunk_size))
+            # Keys beyond these are masked, a row later one more of the own chunk.
+            limit: T.let = T.if_then_else(which[0] == 1, offset + row_tile * tile.rows + 1, chunk_size) - key
+            if limit < tile.columns:
+                for r in T.unroll(thread.rows):
+                    seen: T.let = limit + which[0] * thread.row(tx, r)
+                    for c in T.unroll(thread.columns):
+                        if thread.column(tx, c) >= seen:
+                            sums[thread.at(r, c)] = f32(MASKED)
+            finish(sums, key)
 
         if first < visible[0]:
             begin()
@@ -315,9 +259,9 @@ def attention_statistics(
     the own and for the previous chunk; the tokens' own keys are in the cache.
     """
     tile = _scores_tile(z_dim // heads, dtype, machine)
-    fragment = _SCORES_FRAGMENT if tile.stages > 1 else _PLAIN_FRAGMENT
+    thread = _scores_fragment(tile)
     compute = _part_of_scores(z_dim, heads, chunk_size, dtype, tile)
-    team_maximum, team_sum = _team("maximum", fragment.team), _team("sum", fragment.team)
+    team_maximum, team_sum = _team("maximum", thread.team), _team("sum", thread.team)
     count = parts(chunk_size)
 
     @T.prim_func(s_tir=True, private=True)
@@ -336,40 +280,37 @@ def attention_statistics(
         part = T.launch_thread("blockIdx.y", count)
         head = T.launch_thread("blockIdx.z", heads)
         tx = T.launch_thread("threadIdx.x", tile.threads)
+        T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", tile.blocks)
         # Of the keys that the thread has seen.
-        maximum = T.alloc_buffer((fragment.rows,), scope="local")
-        total = T.alloc_buffer((fragment.rows,), scope="local")
+        maximum = T.alloc_buffer((thread.rows,), scope="local")
+        total = T.alloc_buffer((thread.rows,), scope="local")
         scale = T.alloc_buffer((1,), scope="local")
 
         @T.inline
         def begin():
-            for r in T.unroll(fragment.rows):
+            for r in T.unroll(thread.rows):
                 # Above what is masked, whose exponential is 0 then.
                 maximum[r] = f32(MASKED / 10)
                 total[r] = T.float32(0)
 
         @T.inline
-        def finish(sums, key, seen):
-            for r in T.unroll(fragment.rows):
-                limit: T.let = seen(row_tile * tile.rows + fragment.row(tx, r)) - key
+        def finish(sums, key):
+            for r in T.unroll(thread.rows):
                 scale[0] = maximum[r]
-                for c in T.unroll(fragment.columns):
-                    sums[fragment.at(r, c)] = T.Select(
-                        fragment.column(tx, c) < limit, sums[fragment.at(r, c)], f32(MASKED)
-                    )
-                    maximum[r] = T.max(maximum[r], sums[fragment.at(r, c)])
-                total[r] = total[r] * T.exp2((scale[0] - maximum[r]) * f32(LOG2_E))
+                for c in T.unroll(thread.columns):
+                    maximum[r] = T.max(maximum[r], sums[thread.at(r, c)])
+                total[r] = total[r] * _exp2((scale[0] - maximum[r]) * f32(LOG2_E))
                 scale[0] = maximum[r] * f32(LOG2_E)
-                for c in T.unroll(fragment.columns):
-                    total[r] = total[r] + T.exp2(sums[fragment.at(r, c)] * f32(LOG2_E) - scale[0])
+                for c in T.unroll(thread.columns):
+                    total[r] = total[r] + _exp2(sums[thread.at(r, c)] * f32(LOG2_E) - scale[0])
 
         @T.inline
         def end():
-            for r in T.unroll(fragment.rows):
-                row: T.let = row_tile * tile.rows + fragment.row(tx, r)
+            for r in T.unroll(thread.rows):
+                row: T.let = row_tile * tile.rows + thread.row(tx, r)
                 scale[0] = team_maximum(maximum[r])
-                total[r] = team_sum(total[r] * T.exp2((maximum[r] - scale[0]) * f32(LOG2_E)))
-                if tx % fragment.team == 0 and row < n:
+                total[r] = team_sum(total[r] * _exp2((maximum[r] - scale[0]) * f32(LOG2_E)))
+                if tx % thread.team == 0 and row < n:
                     statistics[head, part, row, 0] = scale[0]
                     statistics[head, part, row, 1] = total[r]
 
@@ -387,9 +328,9 @@ def attention_weights(z_dim: int, heads: int, slots: int, chunk_size: int, dtype
     Zeros follow them up to the next multiple of 8; the rest is undefined, as is the first half in chunk 0.
     """
     tile = _scores_tile(z_dim // heads, dtype, machine)
-    fragment = _SCORES_FRAGMENT if tile.stages > 1 else _PLAIN_FRAGMENT
+    thread = _scores_fragment(tile)
     compute = _part_of_scores(z_dim, heads, chunk_size, dtype, tile)
-    count, keys_of_row, vector = parts(chunk_size), padded(chunk_size), fragment.vector
+    count, keys_of_row, vector = parts(chunk_size), padded(chunk_size), thread.vector
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -409,8 +350,9 @@ def attention_weights(z_dim: int, heads: int, slots: int, chunk_size: int, dtype
         part = T.launch_thread("blockIdx.y", count)
         head = T.launch_thread("blockIdx.z", heads)
         tx = T.launch_thread("threadIdx.x", tile.threads)
+        T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", tile.blocks)
         # The logarithm of the sum of a row's exponentials, to base 2.
-        log_total = T.alloc_buffer((fragment.rows,), scope="local")
+        log_total = T.alloc_buffer((thread.rows,), scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         packed = T.alloc_buffer((vector,), dtype, scope="local")
         chunk: T.let = position[slot_ids[0], 0]
@@ -424,8 +366,8 @@ def attention_weights(z_dim: int, heads: int, slots: int, chunk_size: int, dtype
 
         @T.inline
         def begin():
-            for r in T.unroll(fragment.rows):
-                row: T.let = T.min(row_tile * tile.rows + fragment.row(tx, r), n - 1)
+            for r in T.unroll(thread.rows):
+                row: T.let = T.min(row_tile * tile.rows + thread.row(tx, r), n - 1)
                 maximum[0] = f32(MASKED)
                 log_total[r] = T.float32(0)
 
@@ -435,31 +377,26 @@ def attention_weights(z_dim: int, heads: int, slots: int, chunk_size: int, dtype
 
                 @T.inline
                 def take_total(part_maximum, part_total):
-                    log_total[r] = log_total[r] + part_total * T.exp2((part_maximum - maximum[0]) * f32(LOG2_E))
+                    log_total[r] = log_total[r] + part_total * _exp2((part_maximum - maximum[0]) * f32(LOG2_E))
 
                 over_parts(row, take_maximum)
                 over_parts(row, take_total)
                 log_total[r] = T.log2(log_total[r]) + maximum[0] * f32(LOG2_E)
 
         @T.inline
-        def finish(sums, key, seen):
-            for r in T.unroll(fragment.rows):
-                row: T.let = row_tile * tile.rows + fragment.row(tx, r)
-                limit: T.let = seen(row) - key
+        def finish(sums, key):
+            for r in T.unroll(thread.rows):
+                row: T.let = row_tile * tile.rows + thread.row(tx, r)
                 if row < n:
-                    for c in T.unroll(fragment.columns // vector):
+                    for c in T.unroll(thread.columns // vector):
                         for v in T.unroll(vector):
                             packed[v] = T.Cast(
                                 dtype,
-                                T.Select(
-                                    fragment.column(tx, c * vector + v) < limit,
-                                    T.exp2(sums[fragment.at(r, c * vector + v)] * f32(LOG2_E) - log_total[r]),
-                                    f32(0.0),
-                                ),
+                                _exp2(sums[thread.at(r, c * vector + v)] * f32(LOG2_E) - log_total[r]),
                             )
                         for v in T.vectorized(vector):
                             weights[
-                                head, row, T.Select(part < count // 2, 0, 1), key + fragment.column(tx, c * vector) + v
+                                head, row, T.Select(part < count // 2, 0, 1), key + thread.column(tx, c * vector) + v
                             ] = packed[v]
 
         @T.inline
@@ -467,238 +404,5 @@ def attention_weights(z_dim: int, heads: int, slots: int, chunk_size: int, dtype
             pass
 
         compute(queries, keys, slot_ids, position, n, row_tile, part, head, tx, begin, finish, end)
-
-    return kernel
-
-
-def _values_product(size: int, value_size: int, chunk_size: int, dtype: str, tile: Tile):  # type: ignore[no-untyped-def]
-    """An inline (weight, value, read, memory, n, chunk, offset, first_row, first, tx, gate, sums).
-
-    Weights times values, which `gate()` follows, and reads times memory in the same sums. weight(row, which, j) and
-    value(which, j, column) are elements of the previous (0) and the own chunk (1), read(row, a) and memory(a, column)
-    of the rest. The rows from `first_row`, the columns from `first` on.
-    """
-    if tile.stages == 1:
-        return _plain_values(size, value_size, chunk_size)
-    return _tensor_core_values(size, value_size, chunk_size, dtype, tile)
-
-
-def _tensor_core_values(size: int, value_size: int, chunk_size: int, dtype: str, tile: Tile):  # type: ignore[no-untyped-def]
-    left, right = tile.rows * DEPTH, tile.columns * DEPTH
-    row_chunks, lines = tile.columns // 8, tile.threads // 8
-    start, multiply = pipeline(dtype, tile.columns, tile.stages, tile.pending, True)
-
-    @T.inline
-    def product(weight, value, read, memory, n, chunk, offset, first_row, first, tx, gate, sums):
-        tiles = T.alloc_buffer((tile.stages * (left + right),), dtype, scope="shared.dyn")
-        previous_steps: T.let = T.Select(chunk >= 1, divide(chunk_size, DEPTH), 0)
-        position_steps: T.let = previous_steps + divide(offset + T.min(n, first_row + tile.rows), DEPTH)
-        # The memory is zero before chunk 2.
-        steps: T.let = position_steps + T.Select(chunk >= 2, divide(size, DEPTH), 0)
-
-        # What does not exist is read as zeros, from an address that does.
-        @T.inline
-        def load_left(stage, first_k, element, seen):
-            for i in T.unroll(tile.rows // lines):
-                line: T.let = tx // 8 + i * lines
-                row: T.let = T.min(first_row + line, n - 1)
-                k: T.let = first_k + tx % 8 * 8
-                copy_16_if(
-                    T.address_of(tiles[stage * (left + right) + swizzled(line, tx % 8)]),
-                    T.address_of(element(row, k)),
-                    T.Cast("int32", first_row + line < n and k < seen(row)),
-                )
-
-        @T.inline
-        def load_right(stage, first_k, element, exist):
-            for i in T.unroll(DEPTH * row_chunks // tile.threads):
-                line: T.let = (tx + i * tile.threads) // row_chunks
-                block: T.let = tx % row_chunks // 8
-                column: T.let = first + tx % row_chunks * 8
-                copy_16_if(
-                    T.address_of(tiles[stage * (left + right) + left + block * DEPTH * DEPTH + swizzled(line, tx % 8)]),
-                    T.address_of(element(T.min(first_k + line, exist - 1), T.min(column, value_size - 8))),
-                    T.Cast("int32", first_k + line < exist and column < value_size),
-                )
-
-        @T.inline
-        def load(stage, step):
-            if step < position_steps:
-                own: T.let = step >= previous_steps
-                which: T.let = T.Select(own, 1, 0)
-                k: T.let = (step - T.Select(own, previous_steps, 0)) * DEPTH
-                load_left(
-                    stage,
-                    k,
-                    lambda row, j: weight(row, which, j),
-                    lambda row: T.Select(own, offset + row + 1, chunk_size),
-                )
-                load_right(stage, k, lambda j, column: value(which, j, column), T.Select(own, offset + n, chunk_size))
-            else:
-                a: T.let = (step - position_steps) * DEPTH
-                load_left(stage, a, lambda row, k: read(row, T.min(k, size - 8)), lambda row: size)
-                load_right(stage, a, memory, size)
-
-        @T.inline
-        def run(begin, end):
-            multiply(
-                sums,
-                lambda step: T.address_of(tiles[step % tile.stages * (left + right) + tx // 128 * 64 * DEPTH]),
-                lambda step: T.address_of(tiles[step % tile.stages * (left + right) + left]),
-                load,
-                begin,
-                end,
-                steps,
-            )
-
-        start(load, steps)
-        run(0, position_steps)
-        gate()
-        run(position_steps, steps)
-
-    return product
-
-
-def _plain_values(size: int, value_size: int, chunk_size: int):  # type: ignore[no-untyped-def]
-    @T.inline
-    def product(weight, value, read, memory, n, chunk, offset, first_row, first, tx, gate, sums):
-        left = T.alloc_buffer((PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
-        right = T.alloc_buffer((PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
-
-        @T.inline
-        def accumulate(left_element, seen, right_element, exist, count):
-            _accumulate(
-                left,
-                right,
-                sums,
-                lambda line, k: T.if_then_else(
-                    T.And(first_row + line < n, k < seen(first_row + line)),
-                    T.Cast("float32", left_element(first_row + line, k)),
-                    f32(0.0),
-                ),
-                lambda column, k: T.if_then_else(
-                    T.And(first + column < value_size, k < exist),
-                    T.Cast("float32", right_element(k, first + column)),
-                    f32(0.0),
-                ),
-                count,
-                tx,
-            )
-
-        if chunk >= 1:
-            accumulate(
-                lambda row, j: weight(row, 0, j),
-                lambda row: chunk_size,
-                lambda j, column: value(0, j, column),
-                chunk_size,
-                chunk_size,
-            )
-        accumulate(
-            lambda row, j: weight(row, 1, j),
-            lambda row: offset + row + 1,
-            lambda j, column: value(1, j, column),
-            offset + n,
-            offset + T.min(n, first_row + PLAIN_TILE),
-        )
-        gate()
-        # The memory is zero before chunk 2.
-        if chunk >= 2:
-            accumulate(read, lambda row: size, memory, size, size)
-
-    return product
-
-
-@functools.cache
-def attention_values(
-    z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, dtype: str, machine: CUDA
-) -> tirx.PrimFunc:
-    """Kernel (weights [H, n, 2, K], slots [1], position, values [S, 2, C, E], r [n, E], reads [n, Z],
-    memory [S, H, dz, dv]) → merged [n, E], all of `dtype`.
-
-    Weights · values ⊙ r + reads · memory: attention (2.6) with `attention_weights`, and the merge (2.8) with the read
-    of the memory (2.7). Only what the tokens see is read.
-    """
-    size, value_size = z_dim // heads, value_dim // heads
-    tile = _values_tile(size, value_size, dtype, machine)
-    fragment = _PLAIN_FRAGMENT if tile.stages == 1 else _values_fragment(tile.columns)
-    product = _values_product(size, value_size, chunk_size, dtype, tile)
-    width, convert = math.gcd(value_size, fragment.vector), narrow(dtype)
-    column_tiles = divide(value_size, tile.columns)
-
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
-        weights_handle: T.handle,
-        slot_ids: T.Buffer((1,), "int32"),
-        position: T.Buffer((slots, 2), "int32"),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), dtype),
-        r_handle: T.handle,
-        reads_handle: T.handle,
-        memory: T.Buffer((slots, heads, size, value_size), dtype),
-        merged_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        weights = T.match_buffer(weights_handle, (heads, n, 2, padded(chunk_size)), dtype)
-        r = T.match_buffer(r_handle, (n, value_dim), dtype)
-        reads = T.match_buffer(reads_handle, (n, z_dim), dtype)
-        merged = T.match_buffer(merged_handle, (n, value_dim), dtype)
-        column_tile = T.launch_thread("blockIdx.x", column_tiles)
-        by = T.launch_thread("blockIdx.y", (n + tile.rows - 1) // tile.rows)
-        head = T.launch_thread("blockIdx.z", heads)
-        tx = T.launch_thread("threadIdx.x", tile.threads)
-        sums = T.alloc_buffer((fragment.rows * fragment.columns,), scope="local")
-        held = T.alloc_buffer((width,), dtype, scope="local")
-        slot: T.let = slot_ids[0]
-        chunk: T.let = position[slot, 0]
-        offset: T.let = position[slot, 1]
-        # The last rows, which see most, begin first.
-        first_row: T.let = ((n + tile.rows - 1) // tile.rows - 1 - by) * tile.rows
-        first: T.let = column_tile * tile.columns
-
-        @T.inline
-        def each(body):
-            """body(row, column, at), for `width` neighbours sums[at(v)] at a time."""
-            for i in T.unroll(fragment.rows):
-                for c in T.unroll(fragment.columns // width):
-                    row: T.let = first_row + fragment.row(tx, i)
-                    column: T.let = first + fragment.column(tx, c * width)
-                    if row < n and column < value_size:
-                        body(row, head * value_size + column, lambda v: fragment.at(i, c * width + v))
-
-        @T.inline
-        def multiply(row, column, at):
-            for v in T.vectorized(width):
-                held[v] = r[row, column + v]
-            for v in T.unroll(width):
-                sums[at(v)] = sums[at(v)] * T.Cast("float32", held[v])
-
-        @T.inline
-        def store(row, column, at):
-            for v in T.unroll(width):
-                held[v] = convert(sums[at(v)])
-            for v in T.vectorized(width):
-                merged[row, column + v] = held[v]
-
-        @T.inline
-        def gate():
-            each(multiply)
-
-        for i in T.unroll(fragment.rows * fragment.columns):
-            sums[i] = T.float32(0)
-        product(
-            lambda row, which, j: weights[head, row, which, j],
-            lambda which, j, column: values[slot, (chunk + 1 - which) % 2, j, head * value_size + column],
-            lambda row, a: reads[row, head * size + a],
-            lambda a, column: memory[slot, head, a, column],
-            n,
-            chunk,
-            offset,
-            first_row,
-            first,
-            tx,
-            gate,
-            sums,
-        )
-        each(store)
 
     return kernel

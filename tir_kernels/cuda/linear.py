@@ -6,40 +6,24 @@ asynchronous copies; fp32, and rows that are no multiple of 16 bytes, go through
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.activation import silu
-from gecko_mlc.tir_kernels.cuda.intrinsics import commit_copies, copy_16_if, select_address, wait_copies
+from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, select_address
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, finish_tiles, multiply_tiles, publish_tiles, swizzled
+from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
+from gecko_mlc.tir_kernels.cuda.tile_products import PLAIN, PLAIN_DEPTH, PLAIN_TILE, Tile, accumulate, pipeline
 from gecko_mlc.tir_kernels.machine import CUDA, divide
 from tvm import tirx
 from tvm.script import tirx as T
 
 Expr = Any
 
-PLAIN_TILE, PLAIN_DEPTH = 64, 16
-
-
-class Tile(NamedTuple):
-    """What a block computes, and how: of `stages` in shared memory, products of the newest `pending` go on while
-    others are loaded."""
-
-    rows: int
-    columns: int
-    stages: int = 1
-    pending: int = 0
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block: four warps for 64 rows of tensor-core products."""
-        return 2 * self.rows if self.stages > 1 else 256
-
 
 def _tile(features: int, dtype: str, machine: CUDA) -> Tile:
     """The largest tile that fits; `Tile.stages` is 1 for plain multiplications."""
     if dtype == "float32" or features % 8:
-        return Tile(PLAIN_TILE, PLAIN_TILE)
+        return PLAIN
     if machine.shared_memory >= 192 * 1024:
         return Tile(256, 128, stages=4, pending=1)
     if machine.shared_memory >= 144 * 1024:
@@ -60,12 +44,11 @@ def _product(features: int, dtype: str, tile: Tile, weights: int = 1):  # type: 
 
 
 def _tensor_core_product(features: int, dtype: str, tile: Tile, weights: int):  # type: ignore[no-untyped-def]
-    steps, ahead = divide(features, DEPTH), tile.stages - 1 - tile.pending
+    steps = divide(features, DEPTH)
     left, right = tile.rows * DEPTH, tile.columns * DEPTH
     sums_count, own_columns = tile.columns // 2, tile.columns // weights
     copies = tile.columns * 8 // tile.threads
-    multiply = multiply_tiles(dtype, tile.columns, False)
-    finish_most, finish_all = finish_tiles(sums_count, tile.pending), finish_tiles(sums_count, 0)
+    start, multiply = pipeline(dtype, tile, False)
 
     @T.inline
     def product(x, address, value, n, row_tile, first, end, tx, finish):
@@ -105,70 +88,54 @@ def _tensor_core_product(features: int, dtype: str, tile: Tile, weights: int):  
 
         for i in T.unroll(sums_count):
             sums[i] = T.float32(0)
-        for stage in T.unroll(ahead):
-            if stage < steps:
-                load(stage, stage)
-            commit_copies()
-        for step in T.serial(steps):
-            wait_copies(ahead - 1)
-            publish_tiles()
-            T.tvm_storage_sync("shared")
-            multiply(
-                T.address_of(sums[0]),
-                T.address_of(tiles[step % tile.stages * (left + right) + tx // 128 * 64 * DEPTH]),
-                T.address_of(tiles[step % tile.stages * (left + right) + left]),
-            )
-            # All products but the newest were finished before the barrier.
-            if step + ahead < steps:
-                load((step + ahead) % tile.stages, step + ahead)
-            commit_copies()
-            finish_most(T.address_of(sums[0]))
-        finish_all(T.address_of(sums[0]))
+        start(load, steps)
+        multiply(
+            sums,
+            lambda step: T.address_of(tiles[step % tile.stages * (left + right) + tx // 128 * 64 * DEPTH]),
+            lambda step: T.address_of(tiles[step % tile.stages * (left + right) + left]),
+            load,
+            0,
+            steps,
+            steps,
+        )
         finish(each)
 
     return product
 
 
 def _plain_product(features: int, weights: int):  # type: ignore[no-untyped-def]
-    tile, depth, threads = PLAIN_TILE, PLAIN_DEPTH, 256
+    add = accumulate(weights)
 
     @T.inline
     def product(x, address, value, n, row_tile, first, end, tx, finish):
-        left = T.alloc_buffer((depth, tile + 1), scope="shared")
-        right = T.alloc_buffer((weights, depth, tile + 1), scope="shared")
+        left = T.alloc_buffer((PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
+        right = T.alloc_buffer((weights, PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
         sums = T.alloc_buffer((weights * 16,), scope="local")
 
         @T.inline
         def each(width, body):
             for i in T.unroll(4):
                 for j in T.unroll(4 // width):
-                    row: T.let = row_tile * tile + tx // 16 * 4 + i
+                    row: T.let = row_tile * PLAIN_TILE + tx // 16 * 4 + i
                     column: T.let = first + tx % 16 * 4 + j * width
                     if row < n and column < end:
                         body(row, column, sums, i * 4 + j * width)
 
         for i in T.unroll(weights * 16):
             sums[i] = T.float32(0)
-        for step in T.serial(divide(features, depth)):
-            k: T.let = step * depth + tx % depth
-            for i in T.unroll(tile * depth // threads):
-                row: T.let = tx // depth + i * (threads // depth)
-                left[tx % depth, row] = T.float32(0)
-                if row_tile * tile + row < n and k < features:
-                    left[tx % depth, row] = T.Cast("float32", x[row_tile * tile + row, k])
-                for w in T.unroll(weights):
-                    right[w, tx % depth, row] = T.float32(0)
-                    if first + row < end and k < features:
-                        right[w, tx % depth, row] = T.Cast("float32", value(w, first + row, k))
-            T.tvm_storage_sync("shared")
-            for d in T.unroll(depth):
-                for w in T.unroll(weights):
-                    for i in T.unroll(4):
-                        for j in T.unroll(4):
-                            sums[w * 16 + i * 4 + j] = (
-                                sums[w * 16 + i * 4 + j] + left[d, tx // 16 * 4 + i] * right[w, d, tx % 16 * 4 + j]
-                            )
-            T.tvm_storage_sync("shared")
+        add(
+            left,
+            right,
+            sums,
+            lambda line, k: T.if_then_else(
+                row_tile * PLAIN_TILE + line < n, T.Cast("float32", x[row_tile * PLAIN_TILE + line, k]), T.float32(0)
+            ),
+            lambda w, line, k: T.if_then_else(
+                first + line < end, T.Cast("float32", value(w, first + line, k)), T.float32(0)
+            ),
+            features,
+            tx,
+        )
         finish(each)
 
     return product

@@ -6,34 +6,27 @@ import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
 from gecko_mlc.tir_kernels.chunk_attention import oracle
-from gecko_mlc.tir_kernels.cuda.chunk_attention import (
-    attention_statistics,
-    attention_values,
-    attention_weights,
-    padded,
-    parts,
-)
+from gecko_mlc.tir_kernels.cuda.attention_values import attention_values
+from gecko_mlc.tir_kernels.cuda.chunk_attention import attention_statistics, attention_weights, padded, parts
 from gecko_mlc.tir_kernels.machine import CUDA
 from gecko_mlc.tir_kernels.working_memory import read_oracle
 from launch import floats, ints
 from launch_cuda import launch_cuda
 
 # Weights and results are rounded.
-PRECISION = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 @pytest.mark.parametrize(
     ("size", "value_size", "heads", "chunk_size", "chunk", "offset", "n", "dtype", "architecture"),
     [
-        (6, 42, 3, 13, 0, 0, 13, "float32", 90),
+        (6, 42, 3, 13, 0, 12, 1, "bfloat16", 90),
         (40, 70, 1, 70, 3, 3, 66, "float32", 90),
-        (10, 24, 3, 16, 1, 15, 1, "bfloat16", 90),
         (72, 6, 1, 70, 2, 0, 70, "float16", 80),
-        (72, 136, 3, 70, 1, 13, 50, "float16", 90),
-        (16, 256, 1, 13, 3, 0, 13, "bfloat16", 90),
-        (136, 264, 2, 150, 3, 1, 140, "bfloat16", 89),
-        (64, 256, 1, 600, 3, 395, 197, "float16", 80),
         (8, 8, 4, 150, 0, 100, 43, "float16", 90),
+        (136, 264, 2, 150, 3, 1, 140, "bfloat16", 89),
+        (64, 256, 1, 600, 1, 395, 197, "float16", 80),
+        (16, 256, 1, 13, 3, 0, 13, "bfloat16", 90),
     ],
 )
 def test_chunk_attention(

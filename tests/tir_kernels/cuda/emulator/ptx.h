@@ -77,7 +77,6 @@ inline void ptx_cp_async_wait_group(int pending) {
   thread.copies = std::move(left);
 }
 
-inline void ptx_prefetch_global_L2(const void*) {}
 inline void ptx_ex2_approx_ftz_f32(float& d, float x) { d = exp2f(x); }
 
 #define ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16 emulator::load_matrices<false>
