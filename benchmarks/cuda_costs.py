@@ -46,7 +46,8 @@ def prefill_costs(metadata: Metadata, position: int, count: int) -> dict[str, Co
     c, weight, cache = _sizes(metadata)
     keys = sum(keys_seen(metadata, position + i) for i in range(count))
     d, z, e, f, n = c.model_dim, c.z_dim, c.value_dim, c.ffn_hidden_dim, c.cema_ndim
-    seen, memory, layers = keys_seen(metadata, position + count - 1), z * c.value_head_dim, c.num_layers
+    seen, layers = keys_seen(metadata, position + count - 1), c.num_layers
+    memory, sums = z * c.value_head_dim, z * (c.value_head_dim + c.head_dim)
 
     def product(inputs: int, outputs: int, output_size: int) -> Cost:
         moved = weight * inputs * outputs + count * (weight * inputs + output_size * outputs)
@@ -72,7 +73,8 @@ def prefill_costs(metadata: Metadata, position: int, count: int) -> dict[str, Co
             weights + layers * cache * (seen * e + memory) + layers * weight * count * (z + 2 * e),
             layers * 2 * (keys * e + count * memory),
         ),
-        "absorb": Cost(layers * (cache * (count * (z + e) + memory) + 8 * memory), layers * 4 * count * memory),
+        # The sum and the keys' products, which take the place of the memory's part of each value.
+        "absorb": Cost(layers * (cache * count * (z + e) + 8 * sums), layers * 2 * count * sums),
         "gate": ffn,
         "linear_residual": residual,
         "head": Cost(weight * d * c.num_outputs, 2 * d * c.num_outputs),

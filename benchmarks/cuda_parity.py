@@ -82,7 +82,8 @@ def prepare_golden(vectors: Path, arch: str | None, folder: Path) -> None:
         with safe_open(file, "np") as opened:
             config = validate_config(json.loads(opened.metadata()["meta"])["config"], file.name)
         compile_library(config, quantization("q0f32"), target, folder / f"golden-{file.stem}.so", max_batch_size=2)
-        save_file(load_file(file), folder / f"golden-{file.stem}.safetensors", {"config": config.model_dump_json()})
+        needed = {k: v for k, v in load_file(file).items() if k in ("tokens", "logits") or k.startswith("sd.")}
+        save_file(needed, folder / f"golden-{file.stem}.safetensors", {"config": config.model_dump_json()})
 
 
 def _golden_engine(path: Path) -> tuple[Engine, dict[str, np.ndarray]]:
