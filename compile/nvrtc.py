@@ -38,7 +38,8 @@ def compile_program(library: str, source: str, options: Sequence[str]) -> Progra
         )
         if done.returncode:
             raise RuntimeError(done.stdout)
-        return Program(*((Path(folder) / f"kernels.{kind}").read_bytes() for kind in ("cubin", "ptx")), done.stdout)
+        cubin, ptx = ((Path(folder) / f"kernels.{kind}").read_bytes() for kind in ("cubin", "ptx"))
+        return Program(cubin, ptx, done.stdout)
 
 
 def join(library: str, images: Iterable[tuple[str, str, bytes]]) -> bytes:
