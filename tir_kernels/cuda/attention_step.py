@@ -30,8 +30,8 @@ from tvm.script import tirx as T
 Expr = Any
 
 THREADS = 256
-# Blocks of `attend` for a sequence: two on each multiprocessor of the large GPUs.
-BLOCKS = 256
+# Blocks of `attend` for a sequence: two on each of the 132 multiprocessors of the large GPUs.
+BLOCKS = 264
 # Vectors of keys, of values, that a thread has on their way at a time.
 LOADS, VALUES = 8, 16
 
@@ -157,9 +157,10 @@ def attend(
                     gains[k, v] = gamma[0, first_feature + (k * threads + tx) * 2 + v]
                 for v in T.vectorized(2):
                     shifts[k, v] = beta[0, first_feature + (k * threads + tx) * 2 + v]
+        # The host names the slots, before any launch.
+        slot: T.let = slot_ids[row]
         wait_for_predecessor()
 
-        slot: T.let = slot_ids[row]
         parity: T.let = position[slot, 0] % 2
         offset: T.let = position[slot, 1]
         visible: T.let = _visible(position[slot, 0], offset, chunk_size)
@@ -390,7 +391,7 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
     tiles = -(-vectors // lanes)
     part_loads = min(-(-count // groups), LOADS // 2)
     memory_loads = min(-(-size // groups), LOADS)
-    rounds = -(-size // 32)
+    rounds, statistic_rounds = -(-size // 32), -(-count // 32)
     load, group_sum = loader(dtype), lane_sum(32 // lanes, lanes)
 
     @T.prim_func(s_tir=True, private=True)
@@ -430,6 +431,8 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
         weight = T.alloc_buffer((1,), scope="local")
         held_memory = T.alloc_buffer((memory_loads, width), dtype, scope="local")
         held_partial = T.alloc_buffer((part_loads, width), scope="local")
+        held_statistics = T.alloc_buffer((statistic_rounds, 2), scope="local")
+        held_gate = T.alloc_buffer((width,), scope="local")
         sums = T.alloc_buffer((width,), scope="local")
         lane: T.let = tx % 32
         warp: T.let = tx // 32
@@ -441,30 +444,39 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
             if k * 32 + lane < size:
                 gains[k] = gamma[2, head * size + k * 32 + lane]
                 shifts[k] = beta[2, head * size + k * 32 + lane]
+        # The host names the slots, before any launch.
+        slot: T.let = slot_ids[row]
         wait_for_predecessor()
 
-        slot: T.let = slot_ids[row]
         visible: T.let = _visible(position[slot, 0], position[slot, 1], chunk_size)
         length: T.let = _part_length(visible, count)
         present: T.let = (visible + length - 1) // length
         # The memory is zero in the first two chunks.
         features: T.let = T.Select(position[slot, 0] >= 2, size, 0)
 
+        # 1. All loads at once. What does not exist is loaded too, but not used: the position is still on its way.
         @T.inline
         def load_memory(i, a):
             """held_memory[i] = a vector of feature a's row."""
-            if a < features and column < value_size:
+            if a < size and column < value_size:
                 for v in T.vectorized(width):
                     held_memory[i, v] = memory[slot, head, a, column + v]
 
         @T.inline
         def load_partial(i, j):
             """held_partial[i] = a vector of part j."""
-            if j < present and column < value_size:
+            if j < count and column < value_size:
                 for k in T.unroll(width // part):
                     for v in T.vectorized(part):
                         held_partial[i, k * part + v] = partial[row, head, j, column + k * part + v]
 
+        for k in T.unroll(statistic_rounds):
+            if k * 32 + lane < count:
+                for v in T.vectorized(2):
+                    held_statistics[k, v] = statistics[row, head, k * 32 + lane, v]
+        for k in T.unroll(rounds):
+            if k * 32 + lane < size:
+                aq[k] = z[row, head * size + k * 32 + lane]
         for i in T.unroll(memory_loads):
             for v in T.unroll(width):
                 held_memory[i, v] = T.Cast(dtype, T.float32(0))
@@ -473,31 +485,36 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
             for v in T.unroll(width):
                 held_partial[i, v] = T.float32(0)
             load_partial(i, i * groups + group)
+        if column < value_size:
+            for k in T.unroll(width // part):
+                for v in T.vectorized(part):
+                    held_gate[k * part + v] = gate[row, head * value_size + column + k * part + v]
 
-        # 1. Weights of the parts and of the memory's rows; every warp has all, and writes some.
+        # 2. Weights of the parts and of the memory's rows; every warp has all, and writes some.
         maximum[0] = f32(MASKED)
-        for k in T.serial((present + 31) // 32):
+        for k in T.unroll(statistic_rounds):
             if k * 32 + lane < present:
-                maximum[0] = T.max(maximum[0], statistics[row, head, k * 32 + lane, 0])
+                maximum[0] = T.max(maximum[0], held_statistics[k, 0])
         maximum[0] = warp_maximum(maximum[0])
         total[0] = T.float32(0)
-        for k in T.serial((present + 31) // 32):
+        for k in T.unroll(statistic_rounds):
             if k * 32 + lane < present:
-                total[0] = total[0] + statistics[row, head, k * 32 + lane, 1] * T.exp(
-                    statistics[row, head, k * 32 + lane, 0] - maximum[0]
-                )
+                held_statistics[k, 0] = T.exp(held_statistics[k, 0] - maximum[0])
+                total[0] = total[0] + held_statistics[k, 1] * held_statistics[k, 0]
         total[0] = T.float32(1) / warp_sum(total[0])
-        for k in T.serial((present + THREADS - 1) // THREADS):
-            if k * THREADS + tx < present:
-                part_weights[k * THREADS + tx] = (
-                    T.exp(statistics[row, head, k * THREADS + tx, 0] - maximum[0]) * total[0]
-                )
+        for k in T.unroll(statistic_rounds):
+            if k * 32 + lane < present and k % warps == warp:
+                part_weights[k * 32 + lane] = held_statistics[k, 0] * total[0]
         if features > 0:
-            _normalize(scale, z, row, head * size, size, eps, lane)
+            total[0] = T.float32(0)
+            for k in T.unroll(rounds):
+                if k * 32 + lane < size:
+                    total[0] = total[0] + aq[k] * aq[k]
+            scale[0] = T.float32(1) / T.sqrt(warp_sum(total[0]) / T.float32(size) + T.float32(eps))
             maximum[0] = f32(MASKED)
             for k in T.unroll(rounds):
                 if k * 32 + lane < size:
-                    aq[k] = affine(z[row, head * size + k * 32 + lane] * scale[0], gains[k], shifts[k], size)
+                    aq[k] = affine(aq[k] * scale[0], gains[k], shifts[k], size)
                     maximum[0] = T.max(maximum[0], aq[k])
             maximum[0] = warp_maximum(maximum[0])
             total[0] = T.float32(0)
@@ -511,19 +528,19 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
                     read_weights[k * 32 + lane] = aq[k] * total[0]
         T.tvm_storage_sync("shared")
 
-        # 2. This thread's share of attention ⊙ r and of the read.
+        # 3. This thread's share of attention ⊙ r and of the read.
         for v in T.unroll(width):
             sums[v] = T.float32(0)
         for step in T.serial((present + groups * part_loads - 1) // (groups * part_loads)):
             for i in T.unroll(part_loads):
                 j: T.let = (step * part_loads + i) * groups + group
-                weight[0] = T.if_then_else(j < present, part_weights[j], T.float32(0))
-                for v in T.unroll(width):
-                    sums[v] = sums[v] + weight[0] * held_partial[i, v]
+                if j < present:
+                    for v in T.unroll(width):
+                        sums[v] = sums[v] + part_weights[j] * held_partial[i, v]
                 load_partial(i, j + groups * part_loads)
         if column < value_size:
             for v in T.unroll(width):
-                sums[v] = sums[v] * gate[row, head * value_size + column + v]
+                sums[v] = sums[v] * held_gate[v]
         for step in T.serial((features + groups * memory_loads - 1) // (groups * memory_loads)):
             for i in T.unroll(memory_loads):
                 a: T.let = (step * memory_loads + i) * groups + group
@@ -532,7 +549,7 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
                     sums[v] = sums[v] + weight[0] * load(held_memory, i, v)
                 load_memory(i, a + groups * memory_loads)
 
-        # 3. Their sum.
+        # 4. Their sum.
         for v in T.unroll(width):
             sums[v] = group_sum(sums[v])
         if lane < lanes:

@@ -135,8 +135,9 @@ def norm_ema_step(
         launch_dependents()
         # The first of the parameters, in the usual sizes all, arrive while the predecessor ends.
         load_parameters(0, 0)
-        wait_for_predecessor()
+        # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
+        wait_for_predecessor()
         load_state(0, 0, slot)
         update_moments(moments, x, row, group, size, tx % 32, slot, position, chunk_size, betas, eps, mean, var)
         for tile in T.serial(tiles):
