@@ -196,8 +196,8 @@ def norm_ema(dim: int, groups: int, components: int, slots: int, dtype: str) -> 
     c = u + EMA, of the u before it was rounded; all but u fp32. `ema` of the slot is updated in place.
     """
     size = dim // groups
-    # `parts` threads of a warp share a channel. Half a GPU of threads is worth more than their sums cost.
-    parts = 4 if dim >= 4096 else 8
+    # `parts` threads of a warp share a channel: more threads are worth more than their sums cost.
+    parts = 8
     while parts < 32 and components > 8 * parts:
         parts *= 2
     held = -(-components // parts)

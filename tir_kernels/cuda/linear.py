@@ -20,12 +20,13 @@ from tvm.script import tirx as T
 Expr = Any
 
 
-def _tile(features: int, dtype: str, machine: CUDA) -> Tile:
-    """The largest tile that fits; `Tile.stages` is 1 for plain multiplications."""
+def _tile(features: int, dtype: str, machine: CUDA, wide: bool = False) -> Tile:
+    """The largest tile that fits; `Tile.stages` is 1 for plain multiplications. Wide ones are quicker to multiply, but
+    slower to end: worth it where there is little to read and write at the end."""
     if dtype == "float32" or features % 8:
         return PLAIN
     if machine.shared_memory >= 192 * 1024:
-        return Tile(256, 128, stages=4, pending=1)
+        return Tile(128, 256, stages=4, pending=1) if wide else Tile(256, 128, stages=4, pending=1)
     if machine.shared_memory >= 144 * 1024:
         return Tile(256, 128, stages=3)
     return Tile(128, 128, stages=3)
@@ -409,7 +410,7 @@ def projections(dim: int, z_dim: int, value_dim: int, dtype: str, machine: CUDA)
 @functools.cache
 def gate(dim: int, hidden: int, swiglu: bool, dtype: str, machine: CUDA) -> tirx.PrimFunc:
     """Kernel (u [n, D] of `dtype`, fc1 [F, D], fc3 [F, D] if swiglu) → silu(fc1 u) ⊙ fc3 u [n, F] of `dtype` (2.8)."""
-    tile = _tile(dim, dtype, machine)
+    tile = _tile(dim, dtype, machine, wide=True)
     weights = 1 + swiglu
     product, convert = _product(dim, dtype, tile, weights), narrow(dtype)
     # A tile of two weights has half of its columns from each; plain ones are computed twice.
