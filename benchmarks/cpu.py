@@ -113,7 +113,7 @@ def main() -> None:
     lines = [
         f"# {a.preset} {a.quantization} on {machine.cpu_name()}, {machine.usable_cores()} cores",
         "",
-        f"Limits measured before every run, median: memory reads {ceilings.read_gb_per_second:.1f} GB/s, an"
+        f"Limits measured before every run, median: memory reads {ceilings.memory_gb_per_second:.1f} GB/s, an"
         f" fp32 product of 1024³ {ceilings.matmul_gflop_per_second:.0f} GFLOP/s. {a.repetitions} repetitions,"
         f" mean. Last logits differ from PyTorch's by {difference:.1e} of the largest.",
         "",

@@ -12,10 +12,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from gecko_mlc.runtime import machine
+from gecko_mlc.runtime import gpu, machine, tvm_runtime
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 from pydantic import BaseModel
@@ -26,10 +26,11 @@ SCHEMA_VERSION = 1
 
 
 class Ceilings(BaseModel):
-    """What this machine can do: reading memory, and an fp32 matrix product, with all usable cores."""
+    """What this machine can do: of a CPU reading memory, and an fp32 matrix product, with all usable cores; of a GPU
+    bytes that a copy reads and writes."""
 
-    read_gb_per_second: float
-    matmul_gflop_per_second: float
+    memory_gb_per_second: float
+    matmul_gflop_per_second: float | None
 
 
 class Measurement(BaseModel):
@@ -47,7 +48,7 @@ class Measurement(BaseModel):
     deviation: float
     gb_per_second: float | None = None
     gflop_per_second: float | None = None
-    percent_of_ceiling: float
+    percent_of_ceiling: float | None
     resident_bytes: int | None
 
 
@@ -66,6 +67,7 @@ class Report(BaseModel):
     quantization: str
     cpu: str
     cores: int
+    gpu: str | None
     target: str
     ceilings: Ceilings
     measurements: list[Measurement]
@@ -98,16 +100,39 @@ class Machine:
             list(self._pool.map(np.bitwise_or.reduce, self._parts))
             read = min(read, time.perf_counter() - begun)
         return Ceilings(
-            read_gb_per_second=self._bytes / read / 1e9,
+            memory_gb_per_second=self._bytes / read / 1e9,
             matmul_gflop_per_second=2 * 1024**3 / product / 1e9,
         )
 
 
+class GPU:
+    """Measures what this machine's GPU can do."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self._arrays = [tvm_runtime.load().runtime.empty((2**28,), "float32", device) for _ in range(2)]
+        self.measure()
+
+    def measure(self) -> Ceilings:
+        """The best of three, of copying 1 GiB five times."""
+        best = math.inf
+        source, destination = self._arrays
+        for _ in range(3):
+            self._device.sync()
+            begun = time.perf_counter()
+            for _ in range(5):
+                source.copyto(destination)
+            self._device.sync()
+            best = min(best, (time.perf_counter() - begun) / 5)
+        return Ceilings(memory_gb_per_second=2 * 2**30 / best / 1e9, matmul_gflop_per_second=None)
+
+
 def median(measured: Sequence[Ceilings]) -> Ceilings:
     """The median of several measurements."""
+    products = [c.matmul_gflop_per_second for c in measured if c.matmul_gflop_per_second is not None]
     return Ceilings(
-        read_gb_per_second=statistics.median(c.read_gb_per_second for c in measured),
-        matmul_gflop_per_second=statistics.median(c.matmul_gflop_per_second for c in measured),
+        memory_gb_per_second=statistics.median(c.memory_gb_per_second for c in measured),
+        matmul_gflop_per_second=statistics.median(products) if products else None,
     )
 
 
@@ -192,7 +217,8 @@ def run(
     """
     metadata = engine.metadata
     progress("the machine's limits")
-    limits = Machine()
+    on_gpu = metadata.target.kind == "cuda"
+    limits = GPU(engine.device) if on_gpu else Machine()
     rng = np.random.default_rng(0)
     stream = rng.integers(0, engine.vocab_size, max(depths) + prompt_tokens + decode_tokens + 1).tolist()
     counts = {"prefill": prompt_tokens, "decode": decode_tokens}
@@ -216,6 +242,7 @@ def run(
         quantization=metadata.quantization,
         cpu=machine.cpu_name(),
         cores=machine.usable_cores(),
+        gpu=gpu.name() if on_gpu else None,
         target=metadata.target.mcpu,
         ceilings=median([run.ceilings for several in runs.values() for run in several]),
         measurements=[
@@ -230,10 +257,11 @@ def summarize(metadata: Metadata, test: str, count: int, depth: int, runs: Seque
     seconds = statistics.fmean(run.seconds for run in runs)
     if test == "prefill":
         work = prefill_flop(metadata, depth, count) / 1e9
-        parts = [work / run.seconds / run.ceilings.matmul_gflop_per_second for run in runs]
+        limits = [run.ceilings.matmul_gflop_per_second for run in runs]
     else:
         work = sum(decode_bytes(metadata, depth + i) for i in range(count)) / 1e9
-        parts = [work / run.seconds / run.ceilings.read_gb_per_second for run in runs]
+        limits = [run.ceilings.memory_gb_per_second for run in runs]
+    parts = [work / run.seconds / limit for run, limit in zip(runs, limits, strict=True) if limit is not None]
     return Measurement(
         test=test,
         tokens=count,
@@ -243,19 +271,21 @@ def summarize(metadata: Metadata, test: str, count: int, depth: int, runs: Seque
         deviation=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
         gb_per_second=work / seconds if test == "decode" else None,
         gflop_per_second=work / seconds if test == "prefill" else None,
-        percent_of_ceiling=100 * statistics.fmean(parts),
+        percent_of_ceiling=100 * statistics.fmean(parts) if parts else None,
         resident_bytes=machine.resident_bytes(),
     )
 
 
 def time_test(engine: Engine, test: str, tokens: Sequence[int]) -> float:
     """Seconds that `engine` takes for a test, in slot 0."""
+    engine.synchronize()
     begun = time.perf_counter()
     if test == "prefill":
         engine.extend(0, tokens)
     else:
         for _ in tokens:
             engine.decode([0])
+    engine.synchronize()
     return time.perf_counter() - begun
 
 
@@ -286,9 +316,11 @@ def rows(report: Report) -> list[list[str]]:
 def summary(report: Report) -> str:
     """A line on the model, the machine and its limits."""
     c = report.ceilings
+    if report.gpu is not None:
+        return f"{report.model} {report.quantization}, {report.gpu}: copies {c.memory_gb_per_second:.0f} GB/s"
     return (
         f"{report.model} {report.quantization}, {report.cpu}, {report.cores} cores ({report.target}):"
-        f" reads {c.read_gb_per_second:.1f} GB/s, multiplies {c.matmul_gflop_per_second:.0f} GFLOP/s"
+        f" reads {c.memory_gb_per_second:.1f} GB/s, multiplies {c.matmul_gflop_per_second:.0f} GFLOP/s"
     )
 
 

@@ -31,7 +31,7 @@ class Engine:
         self._library, self._parameters, self._stream = library, list(parameters), library.stream
         # Of a GPU: the launches of a step, by function and number of slots.
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
-        self.slots = self.metadata.max_batch_size
+        self.device, self.slots = library.device, self.metadata.max_batch_size
         self.chunk_size: int = self.metadata.config["chunk_size"]
         self.vocab_size: int = self.metadata.config["vocab_size"]
         self._tvm = tvm_runtime.load()
@@ -257,7 +257,7 @@ class Engine:
             raise GeckoError(f"token id {wrong} is outside the vocabulary of {limit}")
 
     def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return self._tvm.runtime.empty(shape, dtype, self._library.device)
+        return self._tvm.runtime.empty(shape, dtype, self.device)
 
     def _spec(self, name: str) -> StateTensor:
         return next(spec for spec in self.metadata.state if spec.name == name)

@@ -191,7 +191,7 @@ def test_bench_formats(prepared, inside, tmp_path: Path) -> None:  # type: ignor
         ("decode", 3, 40),
     ]
     assert all(m["tokens_per_second"] > 0 and m["percent_of_ceiling"] > 0 for m in report["measurements"])
-    assert report["ceilings"]["read_gb_per_second"] > 0
+    assert report["ceilings"]["memory_gb_per_second"] > 0
     rows = list(csv.reader(inside("bench", p.model, *options, "--format", "csv").stdout.splitlines()))
     assert rows[0][:3] == ["test", "tokens", "depth"]
     assert len(rows) == 5
