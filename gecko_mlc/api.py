@@ -23,13 +23,15 @@ __all__ = ["Conversation", "Generation", "GenerationOptions", "Model", "Sampling
 def load_model(
     model: str | Path,
     model_lib: str | Path | None = None,
+    device: str = "auto",
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Model:
     """Load a model folder, or the demo by its name, with a library or one compiled for this machine.
 
-    `say` is told of work that takes long, `progress` of bytes loaded and in all. Raises `GeckoError`.
+    Without a library, `device` is what to compile for: cpu, cuda, or auto, this machine's GPU if it has one. `say` is
+    told of work that takes long, `progress` of bytes loaded and in all. Raises `GeckoError`.
     """
     folder = model_folder(str(model), say)
-    library = Path(model_lib) if model_lib is not None else model_library(folder, say)
+    library = Path(model_lib) if model_lib is not None else model_library(folder, device, say)
     return Model(folder, library, progress)

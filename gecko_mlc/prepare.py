@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import lzma
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from gecko_mlc import __version__
 from gecko_mlc.abi import ABI_VERSION
+from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
 from gecko_mlc.runtime import gpu, machine
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
@@ -71,34 +73,41 @@ def library_name(device: str) -> str:
     return f"{device}.so"
 
 
-def model_library(folder: Path, say: Callable[[str], None] = lambda text: None) -> Path:
-    """The library in the model folder `folder`, or one for this machine's CPU, compiled when first needed.
+def model_library(folder: Path, device: str = "auto", say: Callable[[str], None] = lambda text: None) -> Path:
+    """The library in the model folder `folder`, or one for this machine, compiled when first needed.
 
-    The compiler runs in a process of its own: this one needs no more than TVM's runtime.
+    `device` is cpu, cuda, or auto: this machine's GPU if it has one that can be used. The compiler runs in a process
+    of its own: this one needs no more than TVM's runtime. Raises `GeckoError` when nothing can be compiled.
     """
-    devices = ("cuda", "cpu") if gpu.capability() is not None else ("cpu", "cuda")
-    for device in devices:
-        if (folder / library_name(device)).is_file():
-            return folder / library_name(device)
+    if device == "auto":
+        usable = gpu.capability() is not None and (gpu.driver_version() or (0, 0)) >= MINIMUM_DRIVER
+        kind = "cuda" if usable else "cpu"
+    else:
+        kind = device
+    if (folder / library_name(kind)).is_file():
+        return folder / library_name(kind)
     if importlib.util.find_spec("gecko_mlc.compile") is None:
-        raise GeckoError(f"{folder}: no library in it, and nothing here to compile one; give it with --model-lib")
+        raise GeckoError(
+            f"{folder}: no library for {kind} in it, and nothing here to compile one; give it with --model-lib"
+        )
     chat_config = read_chat_config(folder)
-    features = machine.cpu_features()
+    here = [gpu.capability()] if kind == "cuda" else [machine.cpu_name(), sorted(machine.cpu_features() or ())]
     key = {
         "config": chat_config.config,
         "quantization": chat_config.quantization,
-        "machine": [machine.architecture(), machine.cpu_name(), sorted(features or ())],
+        "machine": [machine.architecture(), kind, *here],
         "versions": [__version__, ABI_VERSION, version("apache-tvm"), _sources_digest()],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_folder() / "libs" / f"gecko-{chat_config.quantization}-cpu-{digest}.so"
+    path = cache_folder() / "libs" / f"gecko-{chat_config.quantization}-{kind}-{digest}.so"
     if not path.is_file():
         say(f"compiling for this machine into {path} (once)")
-        command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", "cpu"]
+        command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", kind]
         environment = {k: v for k, v in os.environ.items() if k != "TVM_USE_RUNTIME_LIB"}
         done = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
-            raise GeckoError(f"compiling failed:\n{done.stderr.strip()}")
+            hint = "\n--device cpu runs the model without the GPU" if kind == "cuda" else ""
+            raise GeckoError(f"compiling failed:\n{done.stderr.strip()}{hint}")
     return path
 
 
@@ -106,7 +115,7 @@ def _sources_digest() -> str:
     """A digest of the compiling side's sources, so that a changed kernel is never served from the cache."""
     digest = hashlib.sha256()
     for package in ("gecko_mlc", "gecko_mlc.tir_kernels", "gecko_mlc.compile"):
-        for file in sorted(resources.files(package).iterdir(), key=lambda f: f.name):
-            if file.name.endswith(".py"):
+        for location in importlib.import_module(package).__path__:
+            for file in sorted(Path(location).rglob("*.py")):
                 digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -6,7 +6,6 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import tvm_ffi
 from gecko_mlc.runtime.errors import GeckoError
 
 _OF_THIS_THREAD = 1  # cudaStreamCaptureModeThreadLocal
@@ -22,6 +21,8 @@ class Stream:
 
     def run(self, launches: Callable[[], None]) -> None:
         """Launch on this stream, from whatever thread."""
+        import tvm_ffi  # Loaded by TVM by now, and without PyTorch.
+
         with tvm_ffi.use_raw_stream(self._device, self._handle.value):
             launches()
 

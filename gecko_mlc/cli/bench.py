@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gecko_mlc.cli.common import (
+    DeviceOption,
     ModelArgument,
     ModelLibOption,
     byte_progress,
@@ -35,6 +36,7 @@ def bench(
     output_format: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file for the result.")] = None,
     model_lib: ModelLibOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure tokens per second, and what part of this machine that is.
 
@@ -58,7 +60,7 @@ def bench(
         repetitions=repetitions,
     )
     with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, say, progress)
+        loaded = load_model(model, model_lib, device, say, progress)
     with console.status("") as status:
         report = core.run(
             loaded.engine,

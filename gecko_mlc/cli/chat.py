@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gecko_mlc.cli.common import (
+    DeviceOption,
     ModelArgument,
     ModelLibOption,
     byte_progress,
@@ -36,6 +37,7 @@ def chat(
     top_p: TopP = None,
     seed: Seed = 0,
     model_lib: ModelLibOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Talk with a model. The state remembers: a turn feeds only its own tokens.
 
@@ -45,7 +47,7 @@ def chat(
 
     show_arguments(model=model, model_lib=model_lib, seed=seed)
     with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, say, progress)
+        loaded = load_model(model, model_lib, device, say, progress)
     settings: dict[str, Any] = {
         **loaded.default_sampling().model_dump(),
         "max_tokens": 512,

@@ -34,6 +34,9 @@ ModelLibOption = Annotated[
     Path | None,
     typer.Option("--model-lib", help="A compiled library; by default one is compiled for this machine."),
 ]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="Without --model-lib: cpu, cuda, or auto, this machine's GPU if it has one.")
+]
 QuantizationOption = Annotated[str, typer.Option("--quantization", help="q0f32, q0f16 or q0bf16.")]
 
 

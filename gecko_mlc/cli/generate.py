@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gecko_mlc.cli.common import (
+    DeviceOption,
     ModelArgument,
     ModelLibOption,
     byte_progress,
@@ -50,6 +51,7 @@ def generate(
     seed: Seed = 0,
     stop: Stop = None,
     model_lib: ModelLibOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Continue a text; the continuation streams to standard output.
 
@@ -63,7 +65,7 @@ def generate(
         prompt = sys.stdin.read()
     show_arguments(model=model, model_lib=model_lib, max_tokens=max_tokens, seed=seed)
     with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, say, progress)
+        loaded = load_model(model, model_lib, device, say, progress)
     changes = {
         "temperature": temperature,
         "top_k": top_k,

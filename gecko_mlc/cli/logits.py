@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.common import ModelArgument, ModelLibOption, byte_progress, console, say, show_arguments
+from gecko_mlc.cli.common import (
+    DeviceOption,
+    ModelArgument,
+    ModelLibOption,
+    byte_progress,
+    console,
+    say,
+    show_arguments,
+)
 from gecko_mlc.runtime.errors import GeckoError
 
 
@@ -20,6 +28,7 @@ def logits(
         str | None, typer.Option("--split", help="Lengths of the calls, like 5,80,2; by default one.")
     ] = None,
     model_lib: ModelLibOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Write the fp32 logits of every position, to compare implementations.
 
@@ -38,7 +47,7 @@ def logits(
     lengths = parse_split(split, len(ids))
     show_arguments(model=model, model_lib=model_lib, tokens=tokens, split=split, output=output)
     with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, say, progress)
+        loaded = load_model(model, model_lib, device, say, progress)
     loaded.engine.reset(0)
     calls: list[str] = []
     parts, start = [], 0

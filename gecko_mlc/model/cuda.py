@@ -159,7 +159,6 @@ class CUDALaunches:
     def _mega_step(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
         """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [b, D]."""
         c, b, total = self.build.config, call.n, self.build.slots
-        dz, dv = c.head_dim, c.value_head_dim
         state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
         u, mixed = call.state.update(
             complex_ema.norm_ema_step(
@@ -207,7 +206,7 @@ class CUDALaunches:
             "attend",
             [z, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", keys, values, memory_keys],
             [keys, memory_keys],
-            [fresh(b, c.num_heads, parts, dv), fresh(b, c.num_heads, parts, 2)],
+            [fresh(b, c.num_heads, parts, c.value_head_dim), fresh(b, c.num_heads, parts, 2)],
         )
         merged = launch(
             attention_step.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype),

@@ -283,13 +283,15 @@ def _scan(
                     for r in T.unroll(rounds):
                         for v in T.vectorized(width):
                             values[a, r * width + v] = T.float32(0)
-                        if step * together + a * (threads // team) + tx // team < tokens:
-                            if r * team + tx % team < vectors:
-                                for v in T.vectorized(width):
-                                    values[a, r * width + v] = x[
-                                        start * tile + step * together + a * (threads // team) + tx // team,
-                                        group * size + (r * team + tx % team) * width + v,
-                                    ]
+                        if (
+                            step * together + a * (threads // team) + tx // team < tokens
+                            and r * team + tx % team < vectors
+                        ):
+                            for v in T.vectorized(width):
+                                values[a, r * width + v] = x[
+                                    start * tile + step * together + a * (threads // team) + tx // team,
+                                    group * size + (r * team + tx % team) * width + v,
+                                ]
                 for a in T.unroll(ahead):
                     t: T.let = step * together + a * (threads // team) + tx // team
                     token[0] = T.float32(0)
