@@ -1,11 +1,13 @@
 # make demo   install into .venv, compile the shipped model for this machine, let it speak, measure it
 # make test   the same with the test dependencies, then the tests
-# make lint, make types, make wheel, make test-devices: what .ci/run does besides
+# make test-devices   the tests of what other devices run, on emulators
+# make lint, make types, make wheel: what .ci/run does besides
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+EMULATED := tests/tir_kernels/cuda
 # A linker is needed to compile; Zig's stands in where there is no C compiler.
 LINKER := $(shell command -v cc >/dev/null 2>&1 || echo "[cross]")
 
@@ -25,7 +27,7 @@ demo: $(VENV)/demo
 	$(BIN)/gecko-mlc bench gecko-demo --prompt-tokens 512 --decode-tokens 128 --repetitions 3
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(EMULATED)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -42,9 +44,9 @@ wheel: $(VENV)/test
 	rm -rf dist build/lib
 	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
 
-# Browsers and emulators come with their targets.
+# The CUDA kernels and functions, their generated source run on the CPU. Browsers come with their targets.
 test-devices: $(VENV)/test
-	@echo "no device tests yet: browsers and emulators come with their targets"
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -26,6 +26,8 @@ from gecko_mlc.quantization import Quantization
 from gecko_mlc.state import state_tensors
 
 SUFFIXES = (".so",)
+# Shared memory of a block that needs no asking.
+USUAL_SHARED_BYTES = 48 * 1024
 # The default bound of a prefill piece, and so of the workspace.
 PREFILL_CHUNK_SIZE = 2048
 
@@ -85,6 +87,7 @@ def compile_library(
     if target.spec.kind == "cuda":
         executable, code = _build_cuda(lowered, target, progress)
         kernels = tuple(kernel.with_usage(code.usage) for kernel in kernels)
+        _check_shared_memory(kernels)
     else:
         progress(f"compiling {len(kernels)} kernels for {target.spec.mcpu}")
         executable, code = _build(lowered, target), None
@@ -132,6 +135,14 @@ def _check_machine_code(library: bytes, code: MachineCode) -> None:
     """The library holds what was compiled, and no source to be compiled where it runs."""
     if code.fatbin[:4] != FATBIN_MAGIC or code.fatbin not in library or b"__global__" in library:
         raise AssertionError("the library does not hold the kernels' machine code")
+
+
+def _check_shared_memory(kernels: tuple[Kernel, ...]) -> None:
+    """TVM asks for more than the usual shared memory only for kernels whose dynamic part alone is more."""
+    for kernel in kernels:
+        static = max((used.shared_bytes for used in kernel.usage.values()), default=0)
+        if kernel.dynamic_shared_bytes < USUAL_SHARED_BYTES < static + kernel.dynamic_shared_bytes:
+            raise AssertionError(f"{kernel.name} could not be launched: {static} + {kernel.dynamic_shared_bytes} bytes")
 
 
 def _constant_function(text: str) -> relax.Function:

@@ -162,10 +162,27 @@ class CUDALaunches:
         state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
         u, mixed = call.state.update(
             complex_ema.norm_ema_step(
-                c.model_dim, c.timenorm_num_groups, c.cema_ndim, total, c.chunk_size, self._betas(), c.norm_eps
+                c.model_dim,
+                c.timenorm_num_groups,
+                c.cema_ndim,
+                total,
+                c.chunk_size,
+                self._betas(),
+                c.norm_eps,
+                c.value_dim,
+                self.dtype,
             ),
             "norm_ema",
-            [x, mega.timenorm.weight, mega.timenorm.bias, mega.cema.coefficients, call.slots, "position", *state],
+            [
+                x,
+                mega.timenorm.weight,
+                mega.timenorm.bias,
+                mega.cema.coefficients,
+                call.slots,
+                "position",
+                *state,
+                mega.wv.weight,
+            ],
             state,
             [fresh(b, c.model_dim), fresh(b, c.model_dim)],
         )
@@ -209,7 +226,7 @@ class CUDALaunches:
             [fresh(b, c.num_heads, parts, c.value_head_dim), fresh(b, c.num_heads, parts, 2)],
         )
         merged = launch(
-            attention_step.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype),
+            attention_step.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype, c.model_dim, self.dtype),
             "merge",
             [
                 z,
@@ -221,6 +238,7 @@ class CUDALaunches:
                 call.slots,
                 call.state["position"],
                 call.state[f"{prefix}{self.memory}"],
+                mega.wh2.weight,
             ],
             fresh(b, c.value_dim),
         )

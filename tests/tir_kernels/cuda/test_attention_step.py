@@ -56,8 +56,8 @@ def test_step(z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_siz
         z, gamma, beta, cos, sin, slots, position, keys, values, memory_keys, partial, statistics,
     )  # fmt: skip
     launch_cuda(
-        attention_step.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype),
-        z, gamma, beta, partial, statistics, r, slots, position, memory, y,
+        attention_step.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype, 9, "float32"),
+        z, gamma, beta, partial, statistics, r, slots, position, memory, floats(rng, 9, value_dim), y,
     )  # fmt: skip
     for i, slot in enumerate(slots):
         chunk, offset = position[slot]
