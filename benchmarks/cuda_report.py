@@ -115,7 +115,7 @@ def _kernels(result: Result) -> list[str]:
         return []
     rows = [(f"`{test}`", worst) for test, worst in value["error_of_tolerance"].items()]
     header = (f"Kernels' tests, {value['launches']:,} launches", "largest error / tolerance")
-    return [*_table(header, rows), *(f"- failed: {text}" for text in value["failures"]), ""]
+    return [*_table(header, rows), *(f"- failed: {text}" for text in value["failures"][:20]), ""]
 
 
 def _profiles(result: Result) -> list[str]:
