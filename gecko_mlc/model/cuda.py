@@ -159,30 +159,15 @@ class CUDALaunches:
     def _mega_step(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
         """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [b, D]."""
         c, b, total = self.build.config, call.n, self.build.slots
+        # First: between two kernels of which the second is small, and so has nothing to begin early.
+        self._absorb(call, prefix, working_memory.absorb_step(*self._memory_shape()), [])
         state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
         u, mixed = call.state.update(
             complex_ema.norm_ema_step(
-                c.model_dim,
-                c.timenorm_num_groups,
-                c.cema_ndim,
-                total,
-                c.chunk_size,
-                self._betas(),
-                c.norm_eps,
-                c.value_dim,
-                self.dtype,
+                c.model_dim, c.timenorm_num_groups, c.cema_ndim, total, c.chunk_size, self._betas(), c.norm_eps
             ),
             "norm_ema",
-            [
-                x,
-                mega.timenorm.weight,
-                mega.timenorm.bias,
-                mega.cema.coefficients,
-                call.slots,
-                "position",
-                *state,
-                mega.wv.weight,
-            ],
+            [x, mega.timenorm.weight, mega.timenorm.bias, mega.cema.coefficients, call.slots, "position", *state],
             state,
             [fresh(b, c.model_dim), fresh(b, c.model_dim)],
         )
@@ -226,7 +211,7 @@ class CUDALaunches:
             [fresh(b, c.num_heads, parts, c.value_head_dim), fresh(b, c.num_heads, parts, 2)],
         )
         merged = launch(
-            attention_step.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype, c.model_dim, self.dtype),
+            attention_step.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype),
             "merge",
             [
                 z,
@@ -238,11 +223,9 @@ class CUDALaunches:
                 call.slots,
                 call.state["position"],
                 call.state[f"{prefix}{self.memory}"],
-                mega.wh2.weight,
             ],
             fresh(b, c.value_dim),
         )
-        self._absorb(call, prefix, working_memory.absorb_step(*self._memory_shape()), [])
         kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, self.dtype, False, total)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(b, c.model_dim))
 

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
-from gecko_mlc.tir_kernels.cuda.decode_linear import prefetch
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
     copy_16_if,
@@ -31,8 +30,8 @@ from tvm.script import tirx as T
 Expr = Any
 
 THREADS = 256
-# Blocks of `attend` for a sequence: two on each of the 132 multiprocessors of the large GPUs.
-BLOCKS = 264
+# Blocks of `attend` for a sequence: three on each of the 132 multiprocessors of the large GPUs.
+BLOCKS = 396
 # Vectors of keys, of values, that a thread has on their way at a time.
 LOADS, VALUES = 8, 16
 
@@ -375,22 +374,11 @@ def attend(
 
 
 @functools.cache
-def merge(
-    z_dim: int,
-    value_dim: int,
-    heads: int,
-    slots: int,
-    chunk_size: int,
-    eps: float,
-    dtype: str,
-    next_outputs: int,
-    next_dtype: str,
-) -> tirx.PrimFunc:
+def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, eps: float, dtype: str) -> tirx.PrimFunc:
     """Kernel (z [b, Z], gamma [4, Z], beta [4, Z], partial [b, H, P, dv], statistics [b, H, P, 2], r [b, E],
-    slots [b], position, memory [S, H, dz, dv], next weight [O, E]) → y [b, E] = attention ⊙ r + softmax(aq) · memory.
+    slots [b], position, memory [S, H, dz, dv]) → y [b, E] = attention ⊙ r + softmax(aq) · memory.
 
-    `partial` and `statistics` are those of `attend`. The memory is of `dtype`, all else fp32. The weight of the next
-    product is prefetched.
+    `partial` and `statistics` are those of `attend`. The memory is of `dtype`, all else fp32.
     """
     size, value_size = z_dim // heads, value_dim // heads
     count = parts(chunk_size, heads)
@@ -404,7 +392,6 @@ def merge(
     part_loads = min(-(-count // groups), LOADS // 2)
     memory_loads = min(-(-size // groups), LOADS)
     rounds, statistic_rounds = -(-size // 32), -(-count // 32)
-    prefetch_next = prefetch(next_outputs, value_dim, next_dtype, tiles * heads * THREADS)
     load, group_sum = loader(dtype), lane_sum(32 // lanes, lanes)
 
     @T.prim_func(s_tir=True, private=True)
@@ -418,7 +405,6 @@ def merge(
         slots_handle: T.handle,
         position: T.Buffer((slots, 2), "int32"),
         memory: T.Buffer((slots, heads, size, value_size), dtype),
-        next_weight: T.Buffer((next_outputs, value_dim), next_dtype),
         y_handle: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -454,8 +440,6 @@ def merge(
         column: T.let = (tile * lanes + tx % lanes) * width
 
         launch_dependents()
-        if row == 0:
-            prefetch_next(next_weight, (head * tiles + tile) * THREADS + tx)
         for k in T.unroll(rounds):
             if k * 32 + lane < size:
                 gains[k] = gamma[2, head * size + k * 32 + lane]

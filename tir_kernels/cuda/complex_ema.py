@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from gecko_mlc.tir_kernels.cuda.decode_linear import prefetch
 from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, launch_dependents, wait_for_predecessor
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.timestep_norm import update_moments
@@ -55,14 +54,12 @@ def norm_ema_step(
     chunk_size: int,
     betas: tuple[float, float],
     eps: float,
-    next_outputs: int,
-    next_dtype: str,
 ) -> tirx.PrimFunc:
     """Kernel (x [b, D], weight [D], bias [D], coefficients [5, N, D], slots [b], position, mean [S, G], var [S, G],
-    ema [S, 2, N, D], next weight [O, D]) → u [b, D], c [b, D].
+    ema [S, 2, N, D]) → u [b, D], c [b, D].
 
     One token for each of b slots, all fp32: u is its timestep norm and c = u + EMA. `mean`, `var` and `ema` of the
-    slots are updated in place. The weight of the next product is prefetched.
+    slots are updated in place.
     """
     size = dim // groups
     # A block is a group: `columns` threads side by side with a vector of channels each, `parts` of the components.
@@ -73,7 +70,6 @@ def norm_ema_step(
     threads = -(-columns * parts // 32) * 32
     tiles = -(-vectors // columns)
     rounds = -(-components // parts)
-    prefetch_next = prefetch(next_outputs, dim, next_dtype, groups * threads)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -86,7 +82,6 @@ def norm_ema_step(
         mean: T.Buffer((slots, groups), "float32"),
         var: T.Buffer((slots, groups), "float32"),
         ema: T.Buffer((slots, 2, components, dim), "float32"),
-        next_weight: T.Buffer((next_outputs, dim), next_dtype),
         u_handle: T.handle,
         c_handle: T.handle,
     ):
@@ -140,8 +135,6 @@ def norm_ema_step(
         launch_dependents()
         # The first of the parameters, in the usual sizes all, arrive while the predecessor ends.
         load_parameters(0, 0)
-        if row == 0:
-            prefetch_next(next_weight, group * threads + tx)
         # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
         wait_for_predecessor()

@@ -14,7 +14,6 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     launch_dependents,
     load_registers,
     multiply_accumulate,
-    prefetch_line,
     wait_for_predecessor,
     warp_sum,
     widen_vector,
@@ -33,9 +32,8 @@ WARPS = THREADS // 32
 RESIDENT = 2
 # Blocks that fill a large GPU.
 BLOCKS = 264
-# Of dot products: 16-byte loads of a thread that are on their way, inputs that a lane can hold, outputs of a block, and
-# those of them that are prefetched.
-LOADS, MOST_INPUTS, ROW_OUTPUTS, PREFETCHED = 16, 64, 16, 4
+# Of dot products: 16-byte loads of a thread that are on their way, inputs that a lane can hold, outputs of a block.
+LOADS, MOST_INPUTS, ROW_OUTPUTS = 16, 64, 16
 # On the tensor cores: inputs in shared memory at a time, outputs of a block.
 DEPTH, OUTPUTS = 512, 32
 
@@ -91,24 +89,6 @@ def _product(features: int, outputs: int, dtype: str, rows: int, weights: int = 
     if rows > 1 and dtype != "float32" and features % 8 == 0:
         return _tensor_core_product(features, dtype, rows, weights, norm)
     return _dot_product(features, outputs, dtype, weights, norm)
-
-
-def prefetch(outputs: int, features: int, dtype: str, threads: int):  # type: ignore[no-untyped-def]
-    """An inline (weight, thread): `threads` threads of an earlier kernel, which leaves the memory idle, bring what the
-    first blocks of a product with a weight [outputs, features] begin with to the L2 cache."""
-    values = 32 if dtype == "float32" else 64  # of a line
-    lines = divide(features, values)
-    count = min(divide(outputs, ROW_OUTPUTS), BLOCKS) * PREFETCHED * lines
-
-    @T.inline
-    def run(weight, thread):
-        for i in T.serial(divide(count, threads)):
-            line: T.let = i * threads + thread
-            output: T.let = line // (PREFETCHED * lines) * ROW_OUTPUTS + line // lines % PREFETCHED
-            if line < count and output < outputs:
-                prefetch_line(T.address_of(weight[output, line % lines * values]))
-
-    return run
 
 
 def _statistics(dim: int, rows: int, norm: Norm):  # type: ignore[no-untyped-def]

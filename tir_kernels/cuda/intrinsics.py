@@ -86,18 +86,6 @@ def wait_copies(pending: int) -> Expr:
     return device_function(name, source)()
 
 
-# (global address): its 128 bytes are on their way to the L2 cache.
-prefetch_line = device_function(
-    "gecko_prefetch_line",
-    """
-__device__ __forceinline__ void gecko_prefetch_line(const void* address) {
-#ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-#endif
-}
-""",
-)
-
 # (condition, address, address): one of two addresses.
 select_address = device_function(
     "gecko_select_address",

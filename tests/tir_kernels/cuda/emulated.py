@@ -1,4 +1,4 @@
-"""A library whose functions are played on this machine's CPU, launch by launch: what a virtual machine does on a GPU."""
+"""A library whose functions are played on this machine's CPU, launch by launch, as a GPU's virtual machine does."""
 
 from __future__ import annotations
 

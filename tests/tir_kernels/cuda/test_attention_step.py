@@ -56,8 +56,8 @@ def test_step(z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_siz
         z, gamma, beta, cos, sin, slots, position, keys, values, memory_keys, partial, statistics,
     )  # fmt: skip
     launch_cuda(
-        attention_step.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype, 9, "float32"),
-        z, gamma, beta, partial, statistics, r, slots, position, memory, floats(rng, 9, value_dim), y,
+        attention_step.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype),
+        z, gamma, beta, partial, statistics, r, slots, position, memory, y,
     )  # fmt: skip
     for i, slot in enumerate(slots):
         chunk, offset = position[slot]
@@ -79,7 +79,7 @@ def test_step(z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_siz
 
 
 @pytest.mark.parametrize(
-    ("chunk_size", "heads", "expected"), [(2048, 4, 66), (1024, 4, 64), (512, 4, 32), (16, 4, 1), (13, 3, 1)]
+    ("chunk_size", "heads", "expected"), [(2048, 4, 99), (1024, 4, 64), (512, 4, 32), (16, 4, 1), (13, 3, 1)]
 )
 def test_parts(chunk_size: int, heads: int, expected: int) -> None:
     """Enough blocks for a GPU, and not less than 32 positions for each when the window is full."""

@@ -107,8 +107,8 @@ def test_norm_ema_step(dim: int, groups: int, components: int) -> None:
     mean, var = moments_of(rng, groups)
     before, u, c = (mean.copy(), var.copy(), ema.copy()), empty(2, dim), empty(2, dim)
     position = ints(0, 0, 9, 9, 4, 3).reshape(3, 2)
-    kernel = cuda_complex_ema.norm_ema_step(dim, groups, components, 3, chunk_size, BETAS, EPS, 9, "float32")
-    launch_cuda(kernel, x, weight, bias, coefficients, slots, position, mean, var, ema, floats(rng, 9, dim), u, c)
+    kernel = cuda_complex_ema.norm_ema_step(dim, groups, components, 3, chunk_size, BETAS, EPS)
+    launch_cuda(kernel, x, weight, bias, coefficients, slots, position, mean, var, ema, u, c)
     for row, slot in enumerate(slots):
         count = position[slot, 0] * chunk_size + position[slot, 1]
         normed, new_mean, new_var = timestep_norm.oracle(
