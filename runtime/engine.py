@@ -29,8 +29,8 @@ class Engine:
     def __init__(self, library: Library, parameters: Sequence[Any]) -> None:
         self.metadata = library.metadata
         self._library, self._parameters, self._stream = library, list(parameters), library.stream
-        # Of a GPU: the launches of a step, by function and number of slots.
-        self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
+        # Of a GPU: the launches of calls that come again, by function and shapes.
+        self._graphs: dict[tuple[Any, ...], Callable[[], None]] = {}
         self.device, self.slots = library.device, self.metadata.max_batch_size
         self.chunk_size: int = self.metadata.config["chunk_size"]
         self.vocab_size: int = self.metadata.config["vocab_size"]
@@ -123,7 +123,7 @@ class Engine:
 
     def decode(self, slots: Sequence[int]) -> None:
         """Consume the current token of each slot; one step of all of them."""
-        self._step("decode", slots)
+        self._call_again("decode", self._slot_view(slots))
         self._advance(slots, 1)
 
     def burst(self, slots: Sequence[int], count: int) -> None:
@@ -144,7 +144,7 @@ class Engine:
 
     def sample(self, slots: Sequence[int]) -> None:
         """Draw the next current token of each slot from its logits."""
-        self._step("sample", slots)
+        self._call_again("sample", self._slot_view(slots))
 
     def set_sampling(self, slot: int, sampling: Sampling, seed: int) -> None:
         """How `sample` draws in `slot` from now on; forgets the tokens counted for penalties."""
@@ -206,7 +206,9 @@ class Engine:
     def _prefill(self, function: str, slot: int, piece: Sequence[int], *inputs: Any) -> None:
         view = self._tokens._create_view((len(piece),))
         view.copyfrom(np.asarray(piece, np.int32))
-        self._call(function, view, *inputs, self._slot_view([slot]))
+        whole = function == "prefill" and len(piece) == self.metadata.prefill_chunk_size
+        call = self._call_again if whole else self._call
+        call(function, view, *inputs, self._slot_view([slot]))
         self._advance([slot], len(piece))
 
     def _advance(self, slots: Sequence[int], count: int) -> None:
@@ -214,17 +216,17 @@ class Engine:
             self.positions[slot] += count
         complete = [slot for slot in slots if self.positions[slot] % self.chunk_size == 0]
         if complete:
-            self._call("end_chunk", self._slot_view(complete))
+            self._call_again("end_chunk", self._slot_view(complete))
 
-    def _step(self, function: str, slots: Sequence[int]) -> None:
-        """A call with no arguments but the slots: on a GPU one graph, from the second time on."""
-        view, key = self._slot_view(slots), (function, len(slots))
+    def _call_again(self, function: str, *inputs: Any) -> None:
+        """A call whose inputs have the same addresses each time: on a GPU one graph, from the second time on."""
+        key = (function, *(tuple(tensor.shape) for tensor in inputs))
         if key in self._graphs:
             self._graphs[key]()
         else:
-            self._call(function, view)
+            self._call(function, *inputs)
             if self._stream is not None:
-                self._graphs[key] = self._stream.record(lambda: self._launch(function, view))
+                self._graphs[key] = self._stream.record(lambda: self._launch(function, *inputs))
 
     def _call(self, function: str, *inputs: Any) -> None:
         if self._stream is None:

@@ -21,8 +21,8 @@ Expr = Any
 
 
 def _tile(features: int, dtype: str, machine: CUDA, wide: bool = False) -> Tile:
-    """The largest tile that fits; `Tile.stages` is 1 for plain multiplications. Wide ones are quicker to multiply, but
-    slower to end: worth it where there is little to read and write at the end."""
+    """The largest tile that fits; `Tile.stages` is 1 for plain multiplications. Wide ones multiply faster, and end
+    slower: for many inputs, or 16-bit outputs."""
     if dtype == "float32" or features % 8:
         return PLAIN
     if machine.shared_memory >= 192 * 1024:
@@ -186,7 +186,7 @@ def linear(in_features: int, out_features: int, dtype: str, machine: CUDA) -> ti
 def linear_residual(in_features: int, out_features: int, dtype: str, scaled: bool, machine: CUDA) -> tirx.PrimFunc:
     """Kernel (x [n, K] of `dtype`, weight [O, K] of `dtype`, scale [O] fp32 if scaled, residual [n, O] fp32)
     → residual + scale ⊙ product, [n, O] fp32."""
-    tile = _tile(in_features, dtype, machine)
+    tile = _tile(in_features, dtype, machine, wide=True)
     product, width = _product(in_features, dtype, tile), math.gcd(out_features, 2)
 
     @T.inline
@@ -261,7 +261,7 @@ def value_projection(
 
     Values silu(W u + b) (2.4) of tokens that stay within a chunk, into the slot's rows of `values`, of `cache_dtype`.
     """
-    tile = _tile(in_features, dtype, machine)
+    tile = _tile(in_features, dtype, machine, wide=True)
     product, width = _product(in_features, dtype, tile), math.gcd(value_dim, 2)
     convert = narrow(cache_dtype)
 
