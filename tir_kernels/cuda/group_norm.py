@@ -55,6 +55,7 @@ def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, 
         group = T.launch_thread("blockIdx.y", groups)
         tx = T.launch_thread("threadIdx.x", threads)
         values = T.alloc_buffer((rounds * width,), scope="local")
+        narrowed = T.alloc_buffer((width,), dtype, scope="local")
         total = T.alloc_buffer((1,), scope="local")
         mean = T.alloc_buffer((1,), scope="local")
         scratch = T.alloc_buffer((2 * warps,), scope="shared")
@@ -91,8 +92,10 @@ def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, 
                         values[r * width + k * part + v] = values[r * width + k * part + v] * total[0] * gain(
                             group * size + (r * threads + tx) * width + k * part + v
                         ) + shift(group * size + (r * threads + tx) * width + k * part + v)
+                for v in T.unroll(width):
+                    narrowed[v] = convert(values[r * width + v])
                 for v in T.vectorized(width):
-                    y[row, group * size + (r * threads + tx) * width + v] = convert(values[r * width + v])
+                    y[row, group * size + (r * threads + tx) * width + v] = narrowed[v]
 
     def one(_):  # type: ignore[no-untyped-def]
         return tirx.const(1.0, "float32")
