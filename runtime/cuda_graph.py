@@ -54,3 +54,13 @@ class Stream:
             describe = self._cudart.cudaGetErrorString
             describe.restype = ctypes.c_char_p
             raise GeckoError(f"CUDA: {describe(status).decode()} (error {status})")
+
+
+_streams: dict[int, Stream] = {}
+
+
+def stream_of(device: Any, cudart: ctypes.CDLL) -> Stream:
+    """The process's stream of a GPU. There is one, as TVM hands the same workspaces to all libraries."""
+    if device.index not in _streams:
+        _streams[device.index] = Stream(device, cudart)
+    return _streams[device.index]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gecko_mlc.runtime import gpu, machine, tvm_runtime
-from gecko_mlc.runtime.cuda_graph import Stream
+from gecko_mlc.runtime.cuda_graph import Stream, stream_of
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.metadata import read_metadata
 
@@ -31,10 +31,11 @@ class Library:
         tvm = tvm_runtime.load()
         from tvm.runtime.vm import VirtualMachine
 
-        self.device, self.stream = tvm.runtime.device(self.metadata.target.kind, 0), None
+        self.device = tvm.runtime.device(self.metadata.target.kind, 0)
+        self.stream: Stream | None = None
         if self.metadata.target.kind == "cuda":
             _check_gpu(path, self.metadata.target)
-            self.stream = Stream(self.device, tvm_runtime.load_cuda())
+            self.stream = stream_of(self.device, tvm_runtime.load_cuda())
         try:
             self._machine = VirtualMachine(tvm.runtime.load_module(str(path.resolve())), self.device)
         except Exception as error:  # TVM and the dynamic linker raise many kinds.
