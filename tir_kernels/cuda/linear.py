@@ -22,7 +22,7 @@ Expr = Any
 
 def _tile(features: int, dtype: str, machine: CUDA, wide: bool = False) -> Tile:
     """The largest tile that fits; `Tile.stages` is 1 for plain multiplications. Wide ones multiply faster, and end
-    slower: for many inputs, or 16-bit outputs."""
+    slower: they pay where many inputs, or two weights, are summed for an output."""
     if dtype == "float32" or features % 8:
         return PLAIN
     if machine.shared_memory >= 192 * 1024:
@@ -261,7 +261,7 @@ def value_projection(
 
     Values silu(W u + b) (2.4) of tokens that stay within a chunk, into the slot's rows of `values`, of `cache_dtype`.
     """
-    tile = _tile(in_features, dtype, machine, wide=True)
+    tile = _tile(in_features, dtype, machine)
     product, width = _product(in_features, dtype, tile), math.gcd(value_dim, 2)
     convert = narrow(cache_dtype)
 
