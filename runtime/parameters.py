@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from gecko_mlc.abi import TensorSpec
 
 TENSOR_CACHE = "tensor-cache.json"
 # Shards that are read at a time: a disk is faster so, and the device's copies overlap.
-READERS = 4
+READERS = 8
 
 NUMPY_DTYPES: dict[str, Any] = {
     "float32": np.dtype(np.float32),
@@ -166,16 +167,26 @@ def load_parameters(
 
 
 def _read_ahead(files: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The bytes of each file; the next ones are read while one is used."""
+    """The bytes of each file, until the next is asked for; the next ones are read meanwhile."""
     with ThreadPoolExecutor(READERS) as pool:
-        reads = deque(pool.submit(np.fromfile, file, np.uint8) for file in files[:READERS])
-        for file in [*files[READERS:], *[None] * READERS]:
-            if not reads:
-                return
-            data = reads.popleft().result()
-            if file is not None:
-                reads.append(pool.submit(np.fromfile, file, np.uint8))
-            yield data
+        reads = deque(pool.submit(_read, file, np.empty(0, np.uint8)) for file in files[:READERS])
+        for i in range(len(files)):
+            buffer, size = reads.popleft().result()
+            yield buffer[:size]
+            if i + READERS < len(files):
+                reads.append(pool.submit(_read, files[i + READERS], buffer))
+
+
+def _read(file: Path, buffer: np.ndarray) -> tuple[np.ndarray, int]:
+    """The file's bytes at the beginning of `buffer`, or of a larger one, and how many. New memory would be slower."""
+    with file.open("rb", buffering=0) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if len(buffer) < size:
+            buffer = np.empty(size, np.uint8)
+        done, memory = 0, memoryview(buffer)
+        while done < size and (count := opened.readinto(memory[done:size])):
+            done += count
+    return buffer, done
 
 
 def copy_into(tensor: Any, array: np.ndarray) -> None:
