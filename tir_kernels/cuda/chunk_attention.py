@@ -8,7 +8,7 @@ import functools
 import math
 from typing import Any
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, device_function
+from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, device_function, lane_maximum, lane_sum
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
 from gecko_mlc.tir_kernels.cuda.tile_products import (
     PLAIN,
@@ -64,24 +64,6 @@ def padded(chunk_size: int) -> int:
 def parts(chunk_size: int) -> int:
     """Parts that the keys of two chunks are split into."""
     return int(2 * divide(chunk_size, PART))
-
-
-@functools.cache
-def _team(operation: str, lanes: int) -> device_function:
-    """(value): the `sum` or `maximum` of `lanes` neighbouring lanes, in each of them."""
-    name = f"gecko_team_{operation}_{lanes}"
-    combine = {"sum": "value + other", "maximum": "fmaxf(value, other)"}[operation]
-    source = f"""
-__device__ __forceinline__ float {name}(float value) {{
-#pragma unroll
-  for (int lane = {lanes // 2}; lane > 0; lane /= 2) {{
-    float other = __shfl_xor_sync(0xffffffffu, value, lane);
-    value = {combine};
-  }}
-  return value;
-}}
-"""
-    return device_function(name, source, "float32")
 
 
 # 2^x within 2 ulp, 0 below -126.
@@ -261,7 +243,7 @@ def attention_statistics(
     tile = _scores_tile(z_dim // heads, dtype, machine)
     thread = _scores_fragment(tile)
     compute = _part_of_scores(z_dim, heads, chunk_size, dtype, tile)
-    team_maximum, team_sum = _team("maximum", thread.team), _team("sum", thread.team)
+    team_maximum, team_sum = lane_maximum(thread.team), lane_sum(thread.team)
     count = parts(chunk_size)
 
     @T.prim_func(s_tir=True, private=True)

@@ -175,40 +175,31 @@ __device__ __forceinline__ void {name}(float* values, const unsigned* registers)
     return device_function(name, source)
 
 
-# Sum and maximum of a warp's 32 lanes, in every lane.
-warp_sum = device_function(
-    "gecko_warp_sum",
-    """
-__device__ __forceinline__ float gecko_warp_sum(float value) {
+def _lanes(operation: str, combined: str, lanes: int, stride: int) -> device_function:
+    name = f"gecko_lane_{operation}_{lanes}_{stride}"
+    source = f"""
+__device__ __forceinline__ float {name}(float value) {{
 #pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  for (int lane = {lanes // 2}; lane > 0; lane /= 2) {{
+    float other = __shfl_xor_sync(0xffffffffu, value, lane * {stride});
+    value = {combined};
+  }}
   return value;
-}
-""",
-    "float32",
-)
-warp_maximum = device_function(
-    "gecko_warp_maximum",
-    """
-__device__ __forceinline__ float gecko_warp_maximum(float value) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
-  return value;
-}
-""",
-    "float32",
-)
+}}
+"""
+    return device_function(name, source, "float32")
 
 
 @functools.cache
 def lane_sum(lanes: int, stride: int = 1) -> device_function:
     """(value): its sum over `lanes` lanes that are `stride` apart, both powers of two, in each of them."""
-    name = f"gecko_lane_sum_{lanes}_{stride}"
-    source = f"""
-__device__ __forceinline__ float {name}(float value) {{
-#pragma unroll
-  for (int lane = {lanes // 2}; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane * {stride});
-  return value;
-}}
-"""
-    return device_function(name, source, "float32")
+    return _lanes("sum", "value + other", lanes, stride)
+
+
+@functools.cache
+def lane_maximum(lanes: int, stride: int = 1) -> device_function:
+    """(value): its maximum over `lanes` lanes that are `stride` apart, both powers of two, in each of them."""
+    return _lanes("maximum", "fmaxf(value, other)", lanes, stride)
+
+
+warp_sum, warp_maximum = lane_sum(32), lane_maximum(32)
