@@ -15,6 +15,7 @@ from gecko_mlc.model.launch import Build, Call, State, fresh, launch
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.tir_kernels.cuda import (
     attention_inputs,
+    attention_merge,
     attention_step,
     attention_values,
     chunk_attention,
@@ -211,7 +212,7 @@ class CUDALaunches:
             [fresh(b, c.num_heads, parts, c.value_head_dim), fresh(b, c.num_heads, parts, 2)],
         )
         merged = launch(
-            attention_step.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype),
+            attention_merge.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype),
             "merge",
             [
                 z,

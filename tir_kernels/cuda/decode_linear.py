@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.activation import silu
-from gecko_mlc.tir_kernels.cuda.intrinsics import launch_dependents
+from gecko_mlc.tir_kernels.cuda.intrinsics import RESIDENT_BLOCKS, launch_dependents
 from gecko_mlc.tir_kernels.cuda.row_products import THREADS, Norm, row_product
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.machine import divide
@@ -13,8 +13,8 @@ from tvm.script import tirx as T
 
 Expr = Any
 
-# Blocks that a multiprocessor has at a time; this bounds their registers. An attribute of the generated kernel.
-RESIDENT, RESIDENT_BLOCKS = 2, "tirx.launch_bounds_min_blocks_per_sm"
+# Blocks of a multiprocessor at a time.
+RESIDENT = 2
 
 
 def _one(_: Expr) -> Expr:

@@ -12,6 +12,9 @@ from tvm.script import tirx as T
 
 Expr = Any
 
+# An attribute of a kernel: blocks that a multiprocessor is to have at a time, which bounds their registers.
+RESIDENT_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"
+
 
 class device_function:
     """A device function: called in TensorIR, it is a call. `uses` are those that its source calls."""

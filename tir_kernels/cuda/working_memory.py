@@ -11,24 +11,28 @@ ones were.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
-from gecko_mlc.tir_kernels.cuda.decode_linear import RESIDENT_BLOCKS
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
-    commit_copies,
+    RESIDENT_BLOCKS,
     copy_16_if,
     device_function,
     launch_dependents,
-    load_matrices_transposed,
-    multiply_accumulate,
     select_address,
-    wait_copies,
     wait_for_predecessor,
     warp_maximum,
     warp_sum,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
+from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH
+from gecko_mlc.tir_kernels.cuda.transposed_products import (
+    ROWS,
+    THREADS,
+    place_of_a,
+    place_of_b,
+    plain_product,
+    tensor_core_product,
+)
 from gecko_mlc.tir_kernels.machine import divide
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
 from tvm import tirx
@@ -38,12 +42,6 @@ Expr = Any
 
 # Positions that are absorbed together.
 TILE = 64
-THREADS = 256
-# Rows of a block's product.
-ROWS = 64
-# Values of a tile [64, 64] in shared memory, and of the three tiles of a product's step.
-AREA = DEPTH * DEPTH
-STAGE = 3 * AREA
 
 # e^x with 20 bits, and fewer where it is small: 16-bit results need no more.
 _fast_exp = device_function(
@@ -53,144 +51,8 @@ _fast_exp = device_function(
 )
 
 
-@functools.cache
-def _multiply_columns(dtype: str) -> device_function:
-    """(sums[32] fp32, a, b): sums [64, 128] += Aᵀ · B of a tile [64, 64] at a, and of two, side by side, at b.
-
-    Tiles are as in `tensor_cores`. Each of eight warps has 32 rows and 32 columns.
-    """
-    kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
-    name = f"gecko_multiply_columns_{kind}"
-    source = f"""
-__device__ __forceinline__ void {name}(float* sums, const void* a, const void* b) {{
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const char* a_row = static_cast<const char*>(a) + (lane / 16 * 8 + lane % 8) * 128;
-  const char* b_row = static_cast<const char*>(b) + warp % 4 / 2 * 8192 + lane % 16 * 128;
-#pragma unroll
-  for (int k = 0; k < 64; k += 16) {{
-    unsigned left[2][4], right[4];
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      gecko_load_matrices_transposed(
-          left[i], a_row + k * 128 + ((warp / 4 * 4 + i * 2 + lane / 8 % 2) ^ lane % 8) * 16);
-#pragma unroll
-    for (int j = 0; j < 4; j += 2) {{
-      gecko_load_matrices_transposed(
-          right, b_row + k * 128 + ((warp % 2 * 4 + j + lane / 16) ^ lane % 8) * 16);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {{
-        gecko_mma_{kind}(sums + i * 16 + j * 4, left[i], right);
-        gecko_mma_{kind}(sums + i * 16 + j * 4 + 4, left[i], right + 2);
-      }}
-    }}
-  }}
-}}
-"""
-    return device_function(name, source, uses=(load_matrices_transposed, multiply_accumulate(dtype)))
-
-
-class Product(NamedTuple):
-    """A block's product Aᵀ · B of ROWS rows and `columns` columns; in a step, `depth` rows of A and B.
-
-    A thread has `sums` of it, those of `width` neighbouring columns one after another: inline each(body, tx) expands
-    body(row, column, at) for the first of them. `multiply` needs `shared` elements of `dtype` in shared memory.
-    """
-
-    columns: int
-    depth: int
-    sums: int
-    width: int
-    shared: int
-    dtype: str
-    each: Any
-    multiply: Any
-
-
 def _is_plain(size: int, value_size: int, dtype: str) -> bool:
     return dtype == "float32" or size % 8 != 0 or value_size % 8 != 0
-
-
-def _place_of_a(i: Expr, tx: Expr) -> Expr:
-    """Where row i * 32 + tx // 8 has its columns from tx % 8 * 8 on."""
-    return swizzled(i * 32 + tx // 8, tx % 8)
-
-
-def _place_of_b(i: Expr, tx: Expr) -> Expr:
-    """Where row i * 16 + tx // 16 has its columns from tx % 16 * 8 on."""
-    return (1 + tx % 16 // 8) * AREA + swizzled(i * 16 + tx // 16, tx % 8)
-
-
-@functools.cache
-def _tensor_core_product(dtype: str) -> Product:
-    """Its multiply(fetch, prepare, steps, tiles, sums, tx): fetch(stage, step) begins copies into the tiles at `stage`,
-    prepare(stage, step) does the rest when they have arrived.
-
-    A thread's part are 8 values at each `_place_of_a(i, tx)`, i < 2, and `_place_of_b(i, tx)`, i < 4.
-    """
-    multiply_columns = _multiply_columns(dtype)
-
-    @T.inline
-    def each(body, tx):
-        for i in T.unroll(2):
-            for j in T.unroll(4):
-                for k in T.unroll(2):
-                    body(
-                        tx // 128 * 32 + i * 16 + k * 8 + tx % 32 // 4,
-                        tx // 32 % 4 * 32 + j * 8 + tx % 4 * 2,
-                        i * 16 + j * 4 + k * 2,
-                    )
-
-    @T.inline
-    def multiply(start, fetch, prepare, steps, tiles, sums, tx):
-        fetch(0, 0)
-        commit_copies()
-        each(start, tx)
-        for step in T.serial(steps):
-            wait_copies(0)
-            prepare(step % 2 * STAGE, step)
-            T.tvm_storage_sync("shared")
-            # All warps are done with the other stage.
-            if step + 1 < steps:
-                fetch((step + 1) % 2 * STAGE, step + 1)
-            commit_copies()
-            multiply_columns(
-                T.address_of(sums[0]),
-                T.address_of(tiles[step % 2 * STAGE]),
-                T.address_of(tiles[step % 2 * STAGE + AREA]),
-            )
-
-    return Product(128, DEPTH, 32, 2, 2 * STAGE, dtype, each, multiply)
-
-
-@functools.cache
-def _plain_product() -> Product:
-    """Its multiply(fill, steps, tiles, sums, tx): fill(k, step) writes the thread's element of row k of A to
-    tiles[k * 2 * ROWS + tx % ROWS], and that of B ROWS further on."""
-    depth, together = 16, THREADS // ROWS
-
-    @T.inline
-    def each(body, tx):
-        for i in T.unroll(4):
-            for j in T.unroll(4):
-                body(tx // 16 * 4 + i, tx % 16 * 4 + j, i * 4 + j)
-
-    @T.inline
-    def multiply(start, fill, steps, tiles, sums, tx):
-        each(start, tx)
-        for step in T.serial(steps):
-            for i in T.unroll(depth // together):
-                fill(i * together + tx // ROWS, step)
-            T.tvm_storage_sync("shared")
-            for k in T.unroll(depth):
-                for i in T.unroll(4):
-                    for j in T.unroll(4):
-                        sums[i * 4 + j] = (
-                            sums[i * 4 + j]
-                            + tiles[k * 2 * ROWS + tx // 16 * 4 + i] * tiles[(k * 2 + 1) * ROWS + tx % 16 * 4 + j]
-                        )
-            T.tvm_storage_sync("shared")
-
-    return Product(ROWS, depth, 16, 1, 2 * depth * ROWS, "float32", each, multiply)
 
 
 def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str):  # type: ignore[no-untyped-def]
@@ -201,7 +63,7 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
     """
     size, value_size = z_dim // heads, value_dim // heads
     plain = _is_plain(size, value_size, dtype)
-    product = _plain_product() if plain else _tensor_core_product(dtype)
+    product = plain_product() if plain else tensor_core_product(dtype)
     predictions = divide(size, product.columns)
     load = loader(dtype)
 
@@ -263,7 +125,7 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
                 j: T.let = begin + step * TILE + i * 32 + tx // 8
                 row: T.let = first_row + tx % 8 * 8
                 copy_16_if(
-                    T.address_of(tiles[stage + _place_of_a(i, tx)]),
+                    T.address_of(tiles[stage + place_of_a(i, tx)]),
                     T.address_of(keys[slot, parity, j, head * size + T.min(row, size - 8)]),
                     T.Cast("int32", exists(j, end) and row < size),
                 )
@@ -273,7 +135,7 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
                 j: T.let = begin + step * TILE + i * 16 + tx // 16
                 column: T.let = first_column + tx % 16 * 8
                 copy_16_if(
-                    T.address_of(tiles[stage + _place_of_b(i, tx)]),
+                    T.address_of(tiles[stage + place_of_b(i, tx)]),
                     select_address(
                         predicts,
                         T.address_of(keys[slot, parity, j, head * size + T.min(column, size - 8)]),
@@ -307,13 +169,13 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
             for i in T.unroll(2):
                 j: T.let = begin + step * TILE + i * 32 + tx // 8
                 if predicts:
-                    exponentiate(stage + _place_of_a(i, tx), j, lambda _: held_log_sum[i])
+                    exponentiate(stage + place_of_a(i, tx), j, lambda _: held_log_sum[i])
                 else:
-                    exponentiate(stage + _place_of_a(i, tx), j, lambda v: held_log_mass[v])
+                    exponentiate(stage + place_of_a(i, tx), j, lambda v: held_log_mass[v])
             if predicts:
                 for i in T.unroll(4):
                     j: T.let = begin + step * TILE + i * 16 + tx // 16
-                    exponentiate(stage + _place_of_b(i, tx), j, lambda v: held_log_mass[v])
+                    exponentiate(stage + place_of_b(i, tx), j, lambda v: held_log_mass[v])
 
         @T.inline
         def fill(k, step):
@@ -410,7 +272,7 @@ def update(z_dim: int, value_dim: int, heads: int, slots: int, cache_dtype: str)
     """
     size, value_size = z_dim // heads, value_dim // heads
     plain = _is_plain(size, value_size, cache_dtype)
-    product = _plain_product() if plain else _tensor_core_product(cache_dtype)
+    product = plain_product() if plain else tensor_core_product(cache_dtype)
     load = loader(cache_dtype)
 
     @T.prim_func(s_tir=True, private=True)
@@ -455,7 +317,7 @@ def update(z_dim: int, value_dim: int, heads: int, slots: int, cache_dtype: str)
                 feature: T.let = step * DEPTH + i * 16 + tx // 16
                 column: T.let = first_column + tx % 16 * 8
                 copy_16_if(
-                    T.address_of(tiles[stage + _place_of_b(i, tx)]),
+                    T.address_of(tiles[stage + place_of_b(i, tx)]),
                     T.address_of(memory[slot, head, T.min(feature, size - 1), T.min(column, value_size - 8)]),
                     T.Cast("int32", feature < size and column < value_size),
                 )
@@ -474,7 +336,7 @@ def update(z_dim: int, value_dim: int, heads: int, slots: int, cache_dtype: str)
                 for v in T.unroll(8):
                     rounded[v] = T.Cast(cache_dtype, held[v])
                 for v in T.vectorized(8):
-                    tiles[stage + _place_of_a(i, tx) + v] = rounded[v]
+                    tiles[stage + place_of_a(i, tx) + v] = rounded[v]
 
         @T.inline
         def fill(k, step):

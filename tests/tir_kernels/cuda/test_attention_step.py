@@ -6,7 +6,7 @@ import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
 from gecko_mlc.tir_kernels import attention_inputs, chunk_attention, working_memory
-from gecko_mlc.tir_kernels.cuda import attention_step
+from gecko_mlc.tir_kernels.cuda import attention_merge, attention_step
 from launch import floats, ints
 from launch_cuda import launch_cuda
 
@@ -56,7 +56,7 @@ def test_step(z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_siz
         z, gamma, beta, cos, sin, slots, position, keys, values, memory_keys, partial, statistics,
     )  # fmt: skip
     launch_cuda(
-        attention_step.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype),
+        attention_merge.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype),
         z, gamma, beta, partial, statistics, r, slots, position, memory, y,
     )  # fmt: skip
     for i, slot in enumerate(slots):
