@@ -183,7 +183,7 @@ def _read(file: Path, buffer: np.ndarray) -> tuple[np.ndarray, int]:
         size = os.fstat(opened.fileno()).st_size
         if len(buffer) < size:
             buffer = np.empty(size, np.uint8)
-        done, memory = 0, memoryview(buffer)
+        done, memory = 0, buffer.data
         while done < size and (count := opened.readinto(memory[done:size])):
             done += count
     return buffer, done
