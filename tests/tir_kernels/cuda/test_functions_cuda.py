@@ -5,16 +5,33 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from conftest import Golden, load_golden, random_split, with_derived
+from conftest import load_golden, random_parameters, random_split, small_config, with_derived
 from emulated import EmulatedLibrary
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 from test_golden import check_state, feed
+from test_model import CONFIGS, reference_logits
+
+from gecko_mlc.config import GeckoConfig
+
+# Every field of `test_model.CONFIGS`, in as few configs as they go into.
+COMBINED = {
+    "q0f32": (
+        "no_swiglu",
+        "two_hop_residual",
+        "rescale_nffn",
+        "scaled_shared_embedding",
+        "partial_rope",
+        "norm_groups",
+    ),
+    "q0f16": ("odd_sizes", "not_affine", "other_outputs", "no_rope"),
+    "q0bf16": ("not_affine", "no_swiglu", "one_head"),
+}
 
 
-def engine_of(golden: Golden, scheme: str, slots: int = 1) -> Engine:
-    library = EmulatedLibrary(golden.config, scheme, slots)
-    values = with_derived(golden.config, golden.parameters)
+def engine_of(config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str, slots: int = 1) -> Engine:
+    library = EmulatedLibrary(config, scheme, slots)
+    values = with_derived(config, parameters)
     return Engine(
         library,  # type: ignore[arg-type]
         [tvm.runtime.tensor(values[s.name].astype(NUMPY_DTYPES[s.dtype])) for s in library.metadata.parameters],
@@ -24,16 +41,29 @@ def engine_of(golden: Golden, scheme: str, slots: int = 1) -> Engine:
 @pytest.mark.parametrize("name", ["public_a", "public_b"])
 def test_golden(name: str) -> None:
     golden = load_golden(name)
-    engine = engine_of(golden, "q0f32")
+    engine = engine_of(golden.config, golden.parameters, "q0f32")
     split = random_split(np.random.default_rng(0), len(golden.tokens), golden.config.chunk_size)
     assert np.abs(feed(engine, golden.tokens, split) - golden.logits).max() < 2e-5
     check_state(engine, golden)
 
 
+@pytest.mark.parametrize("scheme", COMBINED)
+def test_every_config_field(scheme: str) -> None:
+    changes = {field: value for name in COMBINED[scheme] for field, value in CONFIGS[name].items()}
+    config = small_config(**changes)
+    parameters, rng = random_parameters(config), np.random.default_rng(1)
+    tokens = rng.integers(0, config.vocab_size, 5 * config.chunk_size + 1).tolist()
+    expected = reference_logits(config, parameters, tokens)
+    engine = engine_of(config, parameters, scheme)
+    tolerance = {"q0f32": 2e-5, "q0f16": 5e-3, "q0bf16": 4e-2}[scheme] * np.abs(expected).max()
+    for split in ([len(tokens)], random_split(rng, len(tokens), 2 * config.chunk_size)):
+        assert np.abs(feed(engine, tokens, split) - expected).max() < tolerance, split
+
+
 def test_two_slots_of_rounded_weights() -> None:
     """Two streams in turn, at different phases, are each what it is alone; bfloat16 is near float64."""
     golden = load_golden("public_a")
-    engine, tokens = engine_of(golden, "q0bf16", slots=2), golden.tokens
+    engine, tokens = engine_of(golden.config, golden.parameters, "q0bf16", slots=2), golden.tokens
     alone = feed(engine, tokens, [len(tokens)])
     assert np.abs(alone - golden.logits).max() < 0.05 * np.abs(golden.logits).max()
     engine.reset(1)

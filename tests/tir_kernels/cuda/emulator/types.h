@@ -58,6 +58,8 @@ struct alignas(4) half2 { half x, y; };
 struct alignas(4) nv_bfloat162 { nv_bfloat16 x, y; };
 using __half = half;
 using __half2 = half2;
+inline half2 make_half2(half x, half y) { return {x, y}; }
+inline nv_bfloat162 make_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
 inline float __half2float(half value) { return value; }
 inline half __float2half(float value) { return value; }
 inline half __float2half_rn(float value) { return value; }
