@@ -91,7 +91,7 @@ def test_it_says_what_it_is_and_is_not(package: Package) -> None:
         assert done.returncode == 1
         assert "this needs all of gecko-mlc, not a package" in done.stderr
     (package.folder / "tiny" / "cpu.so").rename(package.folder / "tiny" / "other.so")
-    assert "no library in it, and nothing here to compile one" in package.run("chat", "tiny").stderr
+    assert "no library for cpu in it, and nothing here to compile one" in package.run("chat", "tiny").stderr
     (package.folder / "tiny" / "other.so").rename(package.folder / "tiny" / "cpu.so")
 
 
