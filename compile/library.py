@@ -17,6 +17,7 @@ from gecko_mlc.compile.link import linker
 from gecko_mlc.compile.lint import check_state_use
 from gecko_mlc.compile.pipeline import export, finish, lower
 from gecko_mlc.compile.target import CompileTarget
+from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES
 from tvm import relax
 
 from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, METADATA_MARKER, Metadata, TensorSpec
@@ -26,8 +27,6 @@ from gecko_mlc.quantization import Quantization
 from gecko_mlc.state import state_tensors
 
 SUFFIXES = (".so",)
-# Shared memory of a block that needs no asking.
-USUAL_SHARED_BYTES = 48 * 1024
 # The default bound of a prefill piece, and so of the workspace.
 PREFILL_CHUNK_SIZE = 2048
 

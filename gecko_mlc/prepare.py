@@ -18,7 +18,6 @@ from pathlib import Path
 
 from gecko_mlc import __version__
 from gecko_mlc.abi import ABI_VERSION
-from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
 from gecko_mlc.runtime import gpu, machine
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
@@ -79,13 +78,12 @@ def model_library(folder: Path, device: str = "auto", say: Callable[[str], None]
     `device` is cpu, cuda, or auto: this machine's GPU if it has one that can be used. The compiler runs in a process
     of its own: this one needs no more than TVM's runtime. Raises `GeckoError` when nothing can be compiled.
     """
-    if device == "auto":
-        usable = gpu.capability() is not None and (gpu.driver_version() or (0, 0)) >= MINIMUM_DRIVER
-        kind = "cuda" if usable else "cpu"
-    else:
-        kind = device
-    if (folder / library_name(kind)).is_file():
-        return folder / library_name(kind)
+    # What comes with a model is used on `auto`, be it for the slower device.
+    kinds = [device] if device != "auto" else ["cpu", "cuda"] if gpu.usable() is None else ["cuda", "cpu"]
+    for kind in kinds:
+        if (folder / library_name(kind)).is_file():
+            return folder / library_name(kind)
+    kind = kinds[0]
     if importlib.util.find_spec("gecko_mlc.compile") is None:
         raise GeckoError(
             f"{folder}: no library for {kind} in it, and nothing here to compile one; give it with --model-lib"

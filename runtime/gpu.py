@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from gecko_mlc.cuda_toolkit import RUNTIME_LIBRARY, find_library
+from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER, RUNTIME_LIBRARY, find_library
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
@@ -29,6 +29,11 @@ def capability(index: int = 0) -> int | None:
     driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
     driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
     return 10 * major.value + minor.value
+
+
+def usable(index: int = 0) -> int | None:
+    """The compute capability of a GPU whose driver runs libraries; None when there is no such GPU."""
+    return capability(index) if (driver_version() or (0, 0)) >= MINIMUM_DRIVER else None
 
 
 def name(index: int = 0) -> str | None:

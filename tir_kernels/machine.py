@@ -22,6 +22,8 @@ class Machine(NamedTuple):
         return 12 if self.registers >= 32 else 6
 
 
+# Shared memory of a block that needs no asking.
+USUAL_SHARED_BYTES = 48 * 1024
 _SHARED_MEMORY_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
 

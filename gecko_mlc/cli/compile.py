@@ -94,7 +94,6 @@ def compile_model(
     portable: bool = False,
 ) -> Compiled:
     """Compile as the options of `compile` say, saying what is done; `portable` is for CPUs that others have, too."""
-    from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
     from gecko_mlc.gen_config import find_config
     from gecko_mlc.quantization import quantization as scheme
 
@@ -105,9 +104,7 @@ def compile_model(
     from gecko_mlc.compile.library import compile_library
     from gecko_mlc.compile.target import compile_target, portable_cpu
 
-    installed = gpu.capability()
-    if device == "auto" and (gpu.driver_version() or (0, 0)) < MINIMUM_DRIVER:
-        installed = None
+    installed = gpu.usable() if device == "auto" else gpu.capability()
     try:
         target = compile_target(device, host, mcpu or (portable_cpu() if portable else None), arch, installed)
         show_arguments(

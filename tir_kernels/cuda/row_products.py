@@ -17,7 +17,7 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     widen_vector,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.machine import divide
+from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES, divide
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -426,6 +426,8 @@ def _tensor_core_product(features: int, dtype: str, rows: int, weights: int, nor
                 finish(row + i, first + o, result[0], result[weights - 1])
 
     scratch = moments + WARPS * OUTPUTS * columns
-    # TVM raises the limit of 48 KiB for kernels whose dynamic part alone is as large.
     shared = tiles * 8 * stride
-    return Product(outputs, rows, shared if 2 * shared + 4 * scratch <= 49152 else max(shared, 24576), scratch, compute)
+    if 2 * shared + 4 * scratch > USUAL_SHARED_BYTES:
+        # TVM asks for more only for kernels whose dynamic part alone is as large.
+        shared = max(shared, USUAL_SHARED_BYTES // 2)
+    return Product(outputs, rows, shared, scratch, compute)

@@ -1,6 +1,6 @@
 """The life of slots on a GPU: advance, end of a chunk, copy, reset.
 
-A slot's part of a tensor is found with 64-bit offsets: all slots together may have more than 2³¹ elements.
+Tensors are counted in vectors of up to 16 bytes: an int32 reaches 2³¹ of those, which may be more than 2³¹ elements.
 """
 
 import functools
