@@ -5,6 +5,7 @@ Everything is checked here before a byte of a shard is used: the files may come 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 import os
@@ -191,7 +192,10 @@ def _read(file: Path, buffer: np.ndarray) -> tuple[np.ndarray, int]:
 
 def copy_into(tensor: Any, array: np.ndarray) -> None:
     """Copy `array` into a device tensor of the same shape and dtype."""
-    tensor.copyfrom(np.ascontiguousarray(array))
+    # `tensor.copyfrom` copies bf16 within the host first, at a tenth of the speed.
+    copy = tvm_runtime.load().get_global_func("runtime.TVMTensorCopyFromBytes")
+    array = np.ascontiguousarray(array)
+    copy(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
 
 
 def check_folder(folder: Path) -> list[str]:
