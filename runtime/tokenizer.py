@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from gecko_mlc.runtime.conversation import Text
@@ -26,15 +27,19 @@ class Tokenizer:
             raise GeckoError(f"{path}: not a tokenizer: {error}") from None
         self.size = self._tokenizer.get_vocab_size()
         if vocab_size is not None:
-            largest = max(self._tokenizer.get_vocab().values(), default=-1)
+            largest = max(self.vocabulary().values(), default=-1)
             if largest >= vocab_size:
                 raise GeckoError(f"{path}: its largest id is {largest}, but the model's vocabulary is {vocab_size}")
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of `text`; special tokens in it are recognized if `special`, else they are plain text."""
-        self._tokenizer.encode_special_tokens = not special
-        ids: list[int] = self._tokenizer.encode(clean(text), add_special_tokens=False).ids
+        ids: list[int] = self._encode(text, special).ids
         return ids
+
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of `text`, as plain text, and where the characters of each begin and end."""
+        encoding = self._encode(text, special=False)
+        return encoding.ids, encoding.offsets
 
     def encode_parts(self, parts: list[Text]) -> list[int]:
         """Ids of the parts of a prompt, one after the other."""
@@ -44,6 +49,15 @@ class Tokenizer:
         """The text of `ids`, without special tokens."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens and their ids."""
+        tokens: dict[str, int] = self._tokenizer.get_vocab()
+        return tokens
+
+    def _encode(self, text: str, special: bool) -> Any:
+        self._tokenizer.encode_special_tokens = not special
+        return self._tokenizer.encode(clean(text), add_special_tokens=False)
 
 
 def clean(text: str) -> str:
