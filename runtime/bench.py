@@ -252,16 +252,24 @@ def run(
 
 
 def summarize(metadata: Metadata, test: str, count: int, depth: int, runs: Sequence[Run]) -> Measurement:
-    """Runs of one test as a measurement. Each is compared with the limits measured just before it."""
-    speeds = [count / run.seconds for run in runs]
-    seconds = statistics.fmean(run.seconds for run in runs)
+    """Runs of one test of the model of `metadata` as a measurement."""
     if test == "prefill":
-        work = prefill_flop(metadata, depth, count) / 1e9
+        return measurement(test, count, depth, prefill_flop(metadata, depth, count), runs)
+    return measurement(test, count, depth, sum(decode_bytes(metadata, depth + i) for i in range(count)), runs)
+
+
+def measurement(test: str, count: int, depth: int, work: int, runs: Sequence[Run]) -> Measurement:
+    """Runs of one test, each of `work` operations (prefill) or bytes (decode), as a measurement.
+
+    Each is compared with the limits measured just before it.
+    """
+    speeds = [count / run.seconds for run in runs]
+    rate = work / 1e9 / statistics.fmean(run.seconds for run in runs)
+    if test == "prefill":
         limits = [run.ceilings.matmul_gflop_per_second for run in runs]
     else:
-        work = sum(decode_bytes(metadata, depth + i) for i in range(count)) / 1e9
         limits = [run.ceilings.memory_gb_per_second for run in runs]
-    parts = [work / run.seconds / limit for run, limit in zip(runs, limits, strict=True) if limit is not None]
+    parts = [work / 1e9 / run.seconds / limit for run, limit in zip(runs, limits, strict=True) if limit is not None]
     return Measurement(
         test=test,
         tokens=count,
@@ -269,8 +277,8 @@ def summarize(metadata: Metadata, test: str, count: int, depth: int, runs: Seque
         repetitions=len(runs),
         tokens_per_second=statistics.fmean(speeds),
         deviation=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
-        gb_per_second=work / seconds if test == "decode" else None,
-        gflop_per_second=work / seconds if test == "prefill" else None,
+        gb_per_second=rate if test == "decode" else None,
+        gflop_per_second=rate if test == "prefill" else None,
         percent_of_ceiling=100 * statistics.fmean(parts) if parts else None,
         resident_bytes=machine.resident_bytes(),
     )
