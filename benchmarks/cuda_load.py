@@ -20,7 +20,7 @@ def measure(library: Path, config: Any, scheme: Any) -> dict[str, Any]:
     files and a copy to the GPU, either of which can be the bound."""
     from cuda_parity import random_parameters, with_derived
 
-    parameters = with_derived(config, random_parameters(config, scheme.matrix_dtype))
+    parameters = with_derived(config, random_parameters(config, scheme.model_dtype))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         size = _write(folder, parameters)

@@ -175,7 +175,7 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
     part, _, scheme = label.partition(" ")
     library = folder / f"{name}-{scheme or schemes[0]}.so"
     if scheme:
-        engine, parameters = _subject(library, name, quantization(scheme).matrix_dtype)
+        engine, parameters = _subject(library, name, quantization(scheme).model_dtype)
     else:
         _subject.cache_clear()
     parts: dict[str, Callable[[], Any]] = {

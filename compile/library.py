@@ -20,7 +20,7 @@ from gecko_mlc.compile.target import CompileTarget
 from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES
 from tvm import relax
 
-from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, METADATA_MARKER, Metadata, TensorSpec
+from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, METADATA_MARKER, Metadata
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.model import Build
 from gecko_mlc.quantization import Quantization
@@ -70,12 +70,11 @@ def compile_library(
         model_type="gecko",
         config=config.model_dump(),
         quantization=quantization.name,
+        state_dtype=quantization.state_dtype,
         target=target.spec,
         max_batch_size=max_batch_size,
         prefill_chunk_size=prefill_chunk_size,
-        parameters=tuple(
-            TensorSpec(name=name, shape=tuple(int(e) for e in p.shape), dtype=p.dtype) for name, p in parameters
-        ),
+        parameters=parameters,
         state=tuple(state_tensors(config, quantization, target.machine)),
         workspace_bytes={name: workspace_bytes(lowered[name]) for name in FUNCTIONS},
         tvm_version=tvm.__version__,

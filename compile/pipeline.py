@@ -7,17 +7,20 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec as nn_spec
 
-from gecko_mlc.abi import FUNCTIONS, PARAMETRIC_FUNCTIONS
-from gecko_mlc.model import Build, Gecko
+from gecko_mlc.abi import FUNCTIONS, PARAMETRIC_FUNCTIONS, Parameter
+from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.model import Build, Gecko, GroupQuantize
 
 
-def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, list[tuple[str, nn.Parameter]]]:
+def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, tuple[Parameter, ...]]:
     """The functions of `gecko_mlc.abi` as a Relax module, and the parameters in order.
 
     Each takes its inputs, then the state, then (if it uses them) the parameters, and returns the newest
     alias of all it writes.
     """
     model = Gecko(build)
+    if isinstance(build.weight_format, GroupLayout):
+        model = GroupQuantize(build.weight_format).visit("", model)
     state = [nn_spec.Tensor([build.slots, *s.shape], s.dtype) for s in model.specs]
     methods = {}
     for name, inputs in FUNCTIONS.items():
@@ -39,7 +42,16 @@ def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, list[tu
             # Static are all arguments but the inputs; export counts the state among the inputs.
             function = function.with_attr("num_input", len(FUNCTIONS[variable.name_hint]))
             module[variable] = function.with_attr("tir_var_upper_bound", bounds)
-    return module, parameters
+    return module, tuple(_parameter(build, name, parameter) for name, parameter in parameters)
+
+
+def _parameter(build: Build, name: str, parameter: nn.Parameter) -> Parameter:
+    spec = Parameter(name=name, shape=tuple(int(extent) for extent in parameter.shape), dtype=parameter.dtype)
+    layout = build.weight_format
+    shape = {p.name: p.shape for p in build.config.parameters() if p.matrix}.get(name)
+    if shape is None or not isinstance(layout, GroupLayout):
+        return spec
+    return spec.model_copy(update={"outputs": shape[0], "inputs": shape[1], "layout": layout})
 
 
 @tvm.transform.module_pass(opt_level=0, name="DropReturns")

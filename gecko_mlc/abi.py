@@ -6,11 +6,14 @@ metadata's layout do.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-ABI_VERSION = 1
+from gecko_mlc.group_quantization import GroupLayout
+
+ABI_VERSION = 2
 # What a library's file holds before the metadata's JSON, which ends in a zero byte.
 METADATA_MARKER = b"\x01gecko-mlc metadata\x01"
 
@@ -60,6 +63,31 @@ class TensorSpec(BaseModel):
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+class Parameter(TensorSpec):
+    """A parameter as the functions take it. With a `layout` it is made when it is loaded, of a matrix [outputs, inputs]
+    whose codes and scales are stored."""
+
+    outputs: int = 0
+    inputs: int = 0
+    layout: GroupLayout | None = None
+
+    @property
+    def elements(self) -> int:
+        """The number of values that it stands for."""
+        return math.prod(self.shape) if self.layout is None else self.outputs * self.inputs
+
+    def stored(self) -> tuple[TensorSpec, ...]:
+        """What a model folder holds of it: itself, or `q_weight` and `q_scale`."""
+        if self.layout is None:
+            return (self,)
+        group, prefix = self.layout.quantization, self.name.removesuffix("weight")
+        groups = group.groups(self.inputs)
+        return (
+            TensorSpec(name=f"{prefix}q_weight", shape=(self.outputs, groups * group.words_per_group), dtype="uint32"),
+            TensorSpec(name=f"{prefix}q_scale", shape=(self.outputs, groups), dtype=group.scale_dtype),
+        )
 
 
 class StateTensor(TensorSpec):
@@ -114,10 +142,11 @@ class Metadata(BaseModel):
     model_type: Literal["gecko"]
     config: dict[str, Any] = Field(alias="model_config")
     quantization: str
+    state_dtype: str
     target: TargetSpec
     max_batch_size: int
     prefill_chunk_size: int
-    parameters: tuple[TensorSpec, ...]
+    parameters: tuple[Parameter, ...]
     state: tuple[StateTensor, ...]
     # Bytes of planned storage of each function.
     workspace_bytes: dict[str, int]

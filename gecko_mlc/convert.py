@@ -90,7 +90,7 @@ def _check_names(config: GeckoConfig, checkpoint: Checkpoint) -> None:
 
 
 def _dtype(parameter: ParameterSpec, quantization: Quantization) -> Any:
-    return NUMPY_DTYPES[quantization.matrix_dtype if parameter.matrix else "float32"]
+    return NUMPY_DTYPES[quantization.model_dtype if parameter.matrix else "float32"]
 
 
 def _tensors(
@@ -101,7 +101,14 @@ def _tensors(
     yield "rope.cos", cos
     yield "rope.sin", sin
     for parameter in config.parameters():
-        yield parameter.name, _cast(parameter, checkpoint.read(parameter.name), quantization)
+        value = checkpoint.read(parameter.name)
+        if parameter.matrix and quantization.group is not None:
+            prefix = parameter.name.removesuffix("weight")
+            q_weight, q_scale = quantization.group.quantize(value)
+            yield f"{prefix}q_weight", q_weight
+            yield f"{prefix}q_scale", q_scale
+        else:
+            yield parameter.name, _cast(parameter, value, quantization)
         if parameter.name.endswith(".cema.gamma"):
             prefix = parameter.name.removesuffix("gamma")
             values = (checkpoint.read(prefix + leaf) for leaf in CEMA_PARAMETERS)

@@ -26,7 +26,7 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Mach
     It reads the memory as `memory_read`, rounded to the caches' dtype, where that has 16 bits.
     """
     groups, chunk = config.timenorm_num_groups, config.chunk_size
-    heads, cache = config.num_heads, quantization.cache_dtype
+    heads, cache = config.num_heads, quantization.key_dtype
 
     def tensor(name: str, *shape: int, dtype: str = "float32") -> StateTensor:
         return StateTensor(name=name, shape=shape, dtype=dtype)

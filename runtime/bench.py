@@ -150,7 +150,9 @@ def decode_bytes(metadata: Metadata, position: int) -> int:
         if not p.name.startswith("rope.") and not (untied and p.name == "embed.weight")
     )
     sizes = {s.name: NUMPY_DTYPES[s.dtype].itemsize for s in metadata.state}
-    window = keys_seen(metadata, position) * (c["z_dim"] + c["value_dim"]) * sizes["layers.0.keys"]
+    key_bytes, value_bytes = c["z_dim"] * sizes["layers.0.keys"], c["value_dim"] * sizes["layers.0.values"]
+    scale_bytes = c["num_heads"] * sizes.get("layers.0.value_scales", 0)
+    window = keys_seen(metadata, position) * (key_bytes + value_bytes + scale_bytes)
     # A GPU's build reads a copy in the caches' dtype.
     memory_size = sizes.get("layers.0.memory_read", sizes["layers.0.memory"])
     memory = _memory_elements(metadata) * memory_size if position >= 2 * c["chunk_size"] else 0
@@ -167,7 +169,7 @@ def prefill_flop(metadata: Metadata, start: int, count: int) -> int:
     c = metadata.config
     layers, size = c["num_layers"], c["chunk_size"]
     matrices = sum(
-        math.prod(p.shape)
+        p.elements
         for p in metadata.parameters
         if p.name.endswith(".weight") and p.name.startswith("layers.") and len(p.shape) == 2
     )

@@ -22,7 +22,7 @@ from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import read_json
 from pydantic import BaseModel, Field, ValidationError
 
-from gecko_mlc.abi import TensorSpec
+from gecko_mlc.abi import Parameter
 
 TENSOR_CACHE = "tensor-cache.json"
 # Shards that are read at a time: a disk is faster so, and the device's copies overlap.
@@ -130,18 +130,19 @@ def _shard_path(folder: Path, shard: ShardRecord) -> Path:
 
 def load_parameters(
     folder: Path,
-    expected: Sequence[TensorSpec],
+    expected: Sequence[Parameter],
     device: Any,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Any]:
-    """The tensors of `expected`, in its order, on `device`.
+    """The tensors of `expected`, in its order, on `device`; those with a layout made of their codes and scales.
 
     Raises `GeckoError` when one is missing or has another shape or dtype. `progress` is told bytes done
     and bytes in all. Tensors of the folder that are not expected are not read.
     """
     cache = read_tensor_cache(folder)
     found = {record.name: record for shard in cache.records for record in shard.records}
-    for spec in expected:
+    owners = {stored.name: spec for spec in expected for stored in spec.stored()}
+    for spec in (stored for parameter in expected for stored in parameter.stored()):
         record = found.get(spec.name)
         if record is None:
             raise GeckoError(f"{folder}: the tensor {spec.name} {list(spec.shape)} is missing")
@@ -151,19 +152,27 @@ def load_parameters(
                 f" {list(spec.shape)} {spec.dtype}; was it compiled for another model or quantization?"
             )
     tvm = tvm_runtime.load()
-    wanted = {spec.name for spec in expected}
-    total = sum(found[name].nbytes for name in wanted)
+    total = sum(found[name].nbytes for name in owners)
     done, tensors = 0, {}
-    shards = [shard for shard in cache.records if any(record.name in wanted for record in shard.records)]
+    parts: dict[str, np.ndarray] = {}  # Of parameters whose other part has not come yet.
+    shards = [shard for shard in cache.records if any(record.name in owners for record in shard.records)]
     for shard, data in zip(shards, _read_ahead([folder / shard.dataPath for shard in shards]), strict=True):
         for record in shard.records:
-            if record.name in wanted:
-                tensor = tvm.runtime.empty(record.shape, record.dtype, device)
-                raw = data[record.byteOffset : record.byteOffset + record.nbytes]
-                copy_into(tensor, raw.view(NUMPY_DTYPES[record.dtype]).reshape(record.shape))
-                tensors[record.name] = tensor
-                done += record.nbytes
-                progress(done, total)
+            if record.name not in owners:
+                continue
+            spec = owners[record.name]
+            raw = data[record.byteOffset : record.byteOffset + record.nbytes]
+            value = raw.view(NUMPY_DTYPES[record.dtype]).reshape(record.shape)
+            done += record.nbytes
+            progress(done, total)
+            if spec.layout is not None:
+                parts[record.name] = value.copy()
+                names = [stored.name for stored in spec.stored()]
+                if not all(name in parts for name in names):
+                    continue
+                value = spec.layout.pack(*(parts.pop(name) for name in names), spec.inputs)
+            tensors[spec.name] = tvm.runtime.empty(spec.shape, spec.dtype, device)
+            copy_into(tensors[spec.name], value)
     return [tensors[spec.name] for spec in expected]
 
 

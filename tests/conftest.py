@@ -21,7 +21,9 @@ os.environ["COLUMNS"] = "200"
 
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 
+from gecko_mlc.abi import Parameter
 from gecko_mlc.config import GeckoConfig, validate_config
 from gecko_mlc.derived import CEMA_PARAMETERS, cema_coefficients, cema_name, rope_tables
 from gecko_mlc.initialize import initial_value
@@ -101,6 +103,13 @@ def with_derived(config: GeckoConfig, parameters: dict[str, np.ndarray]) -> dict
     return result
 
 
+def in_memory(spec: Parameter, value: np.ndarray) -> np.ndarray:
+    """A parameter as the functions take it, of its value."""
+    if spec.layout is None:
+        return value.astype(NUMPY_DTYPES[spec.dtype])
+    return spec.layout.pack(*spec.layout.quantization.quantize(value), spec.inputs)
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compile a config for this machine, once: (config, quantization, slots) → library."""
@@ -124,15 +133,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def engine(compiled: Callable[..., Path]) -> Callable[..., Engine]:
     """An engine with given parameters: (config, parameters, quantization, slots)."""
-    from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 
     def build(config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str = "q0f32", slots: int = 1) -> Engine:
         library = Library(compiled(config, scheme, slots))
         values = with_derived(config, parameters)
-        tensors = [
-            tvm.runtime.tensor(values[spec.name].astype(NUMPY_DTYPES[spec.dtype]))
-            for spec in library.metadata.parameters
-        ]
+        tensors = [tvm.runtime.tensor(in_memory(spec, values[spec.name])) for spec in library.metadata.parameters]
         return Engine(library, tensors)
 
     return build

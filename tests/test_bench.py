@@ -6,7 +6,7 @@ import pytest
 from gecko_mlc.runtime.bench import decode_bytes, prefill_flop
 from gecko_mlc.tir_kernels.machine import CUDA, Machine
 
-from gecko_mlc.abi import ABI_VERSION, Metadata, TargetSpec, TensorSpec
+from gecko_mlc.abi import ABI_VERSION, Metadata, Parameter, TargetSpec
 from gecko_mlc.config import preset
 from gecko_mlc.derived import CEMA_PARAMETERS, derived_shapes
 from gecko_mlc.quantization import quantization
@@ -19,17 +19,18 @@ def metadata(name: str = "gecko-7b", kind: str = "cuda") -> Metadata:
     """What a library of a preset would say of itself."""
     config, scheme = preset(name), quantization("q0bf16")
     parameters = [
-        TensorSpec(name=p.name, shape=p.shape, dtype=scheme.matrix_dtype if p.matrix else "float32")
+        Parameter(name=p.name, shape=p.shape, dtype=scheme.model_dtype if p.matrix else "float32")
         for p in config.parameters()
         if p.name.split(".")[-1] not in CEMA_PARAMETERS or ".cema." not in p.name
     ]
-    parameters += [TensorSpec(name=name, shape=shape, dtype="float32") for name, shape in derived_shapes(config)]
+    parameters += [Parameter(name=name, shape=shape, dtype="float32") for name, shape in derived_shapes(config)]
     machine = CUDA((90,)) if kind == "cuda" else Machine()
     return Metadata(
         abi_version=ABI_VERSION,
         model_type="gecko",
         config=config.model_dump(),
         quantization=scheme.name,
+        state_dtype=scheme.state_dtype,
         target=TargetSpec(kind=kind, triple="x86_64-linux-gnu", mcpu="x86-64-v3", features=()),
         max_batch_size=1,
         prefill_chunk_size=CHUNK,

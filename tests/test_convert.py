@@ -55,7 +55,7 @@ def test_matrices_take_the_dtype_and_nothing_else_is_rounded(scheme: str, tmp_pa
     config = small_config(share_emb=True, rescale_nffn=True)
     parameters = random_parameters(config)
     result = convert(config, Arrays(parameters), scheme, tmp_path)
-    dtype = NUMPY_DTYPES[quantization(scheme).matrix_dtype]
+    dtype = NUMPY_DTYPES[quantization(scheme).model_dtype]
     for parameter in config.parameters():
         value = parameters[parameter.name]
         expected = value.astype(dtype) if parameter.matrix else value

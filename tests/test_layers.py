@@ -17,13 +17,14 @@ from gecko_mlc.cli import app
 ROOT = Path(__file__).parents[1]
 # What the files of a folder may import of this project; of PyTorch, only these files may.
 ALLOWED = {
-    "tir_kernels": ("gecko_mlc.tir_kernels",),
-    "runtime": ("gecko_mlc.runtime", "gecko_mlc.abi", "gecko_mlc.cuda_toolkit"),
+    "tir_kernels": ("gecko_mlc.tir_kernels", "gecko_mlc.group_quantization"),
+    "runtime": ("gecko_mlc.runtime", "gecko_mlc.abi", "gecko_mlc.cuda_toolkit", "gecko_mlc.group_quantization"),
     "compile": (
         "gecko_mlc.compile",
         "gecko_mlc.abi",
         "gecko_mlc.config",
         "gecko_mlc.cuda_toolkit",
+        "gecko_mlc.group_quantization",
         "gecko_mlc.model",
         "gecko_mlc.quantization",
         "gecko_mlc.state",

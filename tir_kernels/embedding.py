@@ -5,8 +5,11 @@ import functools
 import numpy as np
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.math import f32
+from gecko_mlc.tir_kernels.weights import weight_loader
 from tvm import tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.group_quantization import WeightFormat
 
 
 def oracle(tokens: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:
@@ -15,18 +18,21 @@ def oracle(tokens: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:
 
 
 @functools.cache
-def take(vocab_size: int, dim: int, scale: float, dtype: str) -> tirx.PrimFunc:
-    """Kernel (tokens [n] int32, weight [V, D] of `dtype`) → x [n, D] fp32. Tokens lie in [0, V)."""
+def take(vocab_size: int, dim: int, scale: float, weights: WeightFormat) -> tirx.PrimFunc:
+    """Kernel (tokens [n] int32, weight [V, D] in the format `weights`) → x [n, D] fp32. Tokens lie in [0, V)."""
+
+    load = weight_loader(weights, dim)
+    shape, dtype = weights.shape(vocab_size, dim), weights.dtype
 
     @T.prim_func(s_tir=True, private=True)
-    def kernel(tokens_handle: T.handle, weight: T.Buffer((vocab_size, dim), dtype), x_handle: T.handle):
+    def kernel(tokens_handle: T.handle, weight: T.Buffer(shape, dtype), x_handle: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         tokens = T.match_buffer(tokens_handle, (n,), "int32")
         x = T.match_buffer(x_handle, (n, dim), "float32")
         for i in T.serial(n):
             for d in T.serial(dim):
-                x[i, d] = T.Cast("float32", weight[tokens[i], d]) * f32(scale)
+                x[i, d] = load(weight, tokens[i], d) * f32(scale)
 
     return kernel
 

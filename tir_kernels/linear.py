@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 from gecko_mlc.tir_kernels.machine import Machine, divide
-from gecko_mlc.tir_kernels.math import loader, silu
+from gecko_mlc.tir_kernels.math import silu
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
+from gecko_mlc.tir_kernels.weights import weight_loader
 from tvm import tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.group_quantization import WeightFormat
 
 Expr = Any
 
@@ -46,8 +49,13 @@ def oracle(
     return y
 
 
+def packed_shape(n: Expr, features: int, weights: WeightFormat, machine: Machine) -> tuple[Expr, ...]:
+    """The shape of what `pack_rows` makes."""
+    return divide(n, machine.tile_rows), features, machine.tile_rows
+
+
 @functools.cache
-def pack_rows(features: int, machine: Machine) -> tirx.PrimFunc:
+def pack_rows(features: int, weights: WeightFormat, machine: Machine) -> tirx.PrimFunc:
     """Kernel (x [n, K]) → packed [⌈n/tile⌉, K, tile]: rows of a register tile side by side, ragged ones 0.
 
     Writes nothing for at most `FEW_ROWS` rows, which `linear` reads from x itself.
@@ -81,12 +89,12 @@ def pack_rows(features: int, machine: Machine) -> tirx.PrimFunc:
 def linear(
     in_features: int,
     out_features: int,
-    dtype: str,
+    weights: WeightFormat,
     machine: Machine,
     epilogue: str = "plain",
     activation: str | None = None,
 ) -> tirx.PrimFunc:
-    """Kernel (x [n, K], packed, weight [N, K] of `dtype`, operands of the epilogue) → y [n, N].
+    """Kernel (x [n, K], packed, weight [N, K] in the format `weights`, operands of the epilogue) → y [n, N].
 
     Everything but the weight is fp32; `packed` is what `pack_rows` makes of x. With a the activation, None
     or "silu", the epilogues are `plain` a(p), `bias` a(p + bias [N]), `gate` a(p) ⊙ gate [n, N],
@@ -100,7 +108,8 @@ def linear(
     steps = in_features // width
     chains = min(steps, 4)
 
-    load = loader(dtype)
+    load = weight_loader(weights, in_features)
+    shape, dtype = weights.shape(out_features, in_features), weights.dtype
 
     def activate(value: Expr) -> Expr:
         return silu(value) if activation == "silu" else value
@@ -210,7 +219,7 @@ def linear(
         def kernel(
             x_handle: T.handle,
             packed_handle: T.handle,
-            weight: T.Buffer((out_features, in_features), dtype),
+            weight: T.Buffer(shape, dtype),
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -226,7 +235,7 @@ def linear(
         def kernel(
             x_handle: T.handle,
             packed_handle: T.handle,
-            weight: T.Buffer((out_features, in_features), dtype),
+            weight: T.Buffer(shape, dtype),
             bias: T.Buffer((out_features,), "float32"),
             y_handle: T.handle,
         ):
@@ -243,7 +252,7 @@ def linear(
         def kernel(
             x_handle: T.handle,
             packed_handle: T.handle,
-            weight: T.Buffer((out_features, in_features), dtype),
+            weight: T.Buffer(shape, dtype),
             gate_handle: T.handle,
             y_handle: T.handle,
         ):
@@ -261,7 +270,7 @@ def linear(
         def kernel(
             x_handle: T.handle,
             packed_handle: T.handle,
-            weight: T.Buffer((out_features, in_features), dtype),
+            weight: T.Buffer(shape, dtype),
             addend_handle: T.handle,
             y_handle: T.handle,
         ):
@@ -279,7 +288,7 @@ def linear(
         def kernel(
             x_handle: T.handle,
             packed_handle: T.handle,
-            weight: T.Buffer((out_features, in_features), dtype),
+            weight: T.Buffer(shape, dtype),
             addend_handle: T.handle,
             second_handle: T.handle,
             y_handle: T.handle,
@@ -307,7 +316,7 @@ def linear(
         def kernel(
             x_handle: T.handle,
             packed_handle: T.handle,
-            weight: T.Buffer((out_features, in_features), dtype),
+            weight: T.Buffer(shape, dtype),
             scale: T.Buffer((out_features,), "float32"),
             addend_handle: T.handle,
             y_handle: T.handle,

@@ -49,7 +49,7 @@ def convert_weight(
     show_arguments(config=config, source=source, quantization=quantization, output=output)
     model = read_model_config(config)
     checkpoint = open_checkpoint(source)
-    _check_space(model, scheme.matrix_dtype, output)
+    _check_space(model, scheme.model_dtype, output)
     with byte_progress("converting") as progress:
         convert_weights(model, checkpoint, scheme, output, progress)
     generate_config(config, scheme, output, conv_template)

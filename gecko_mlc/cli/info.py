@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -157,7 +156,7 @@ def library_rows(path: Path) -> list[tuple[str, str]]:
         ("slots", str(m.max_batch_size)),
         ("bytes of state a slot", f"{state:,}"),
         ("tokens a prefill piece", str(m.prefill_chunk_size)),
-        ("parameters", f"{sum(math.prod(p.shape) for p in m.parameters):,}"),
+        ("parameters", f"{sum(p.elements for p in m.parameters):,}"),
         ("bytes of workspace", f"{max(m.workspace_bytes.values()):,}"),
         *((name, str(value)) for name, value in m.config.items()),
     ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Module, Tensor, op
 
 from gecko_mlc.model.launch import Build, Call, State, fresh, launch
-from gecko_mlc.model.parameters import Block, Linear, Mega, Norm, NormalizedFFN, RotaryTables
+from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
+from gecko_mlc.model.quantize import Matrix, matrix
 from gecko_mlc.tir_kernels import (
     attention_inputs,
     chunk_attention,
@@ -21,7 +22,7 @@ from gecko_mlc.tir_kernels import (
     timestep_norm,
     working_memory,
 )
-from gecko_mlc.tir_kernels.machine import Machine, divide
+from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.rows import Rows
 
 
@@ -32,7 +33,7 @@ class CPULaunches:
         assert isinstance(build.machine, Machine)
         self.build, self.machine = build, build.machine
 
-    def embed(self, call: Call, tokens: Tensor | None, weight: Tensor) -> Tensor:
+    def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""
         c = self.build.config
         if tokens is None:
@@ -40,14 +41,14 @@ class CPULaunches:
             arguments = [call.state["token"], call.slots]
             tokens = launch(kernel, "current_tokens", arguments, fresh(call.n, dtype="int32"))
         scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
-        kernel = embedding.take(c.vocab_size, c.model_dim, scale, self.build.quantization.matrix_dtype)
-        return launch(kernel, "embedding", [tokens, weight], fresh(call.n, c.model_dim))
+        kernel = embedding.take(table.outputs, table.inputs, scale, table.format)
+        return launch(kernel, "embedding", [tokens, table.weight], fresh(call.n, c.model_dim))
 
     def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
         """The output [n, D] of a block."""
         return self._ffn(block.nffn, self._mega(call, block.prefix, block.mega, rope, x), x)
 
-    def store_logits(self, call: Call, norm: Norm, x: Tensor, weight: Tensor) -> None:
+    def store_logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix) -> None:
         """The logits of each sequence's last row, into the state."""
         c = self.build.config
         x = self._timestep_norm(call, "final_", norm, x)
@@ -55,13 +56,13 @@ class CPULaunches:
             x = launch(embedding.last_row(c.model_dim), "last_row", [x], fresh(1, c.model_dim))
         kernel = embedding.store_logits(c.num_outputs, self.build.slots, self.machine)
         call.state.update(
-            kernel, "store_logits", [self._product(x, self._pack(x), weight), call.slots, "logits"], ["logits"]
+            kernel, "store_logits", [self._product(x, self._pack(x), head), call.slots, "logits"], ["logits"]
         )
 
-    def logits(self, call: Call, norm: Norm, x: Tensor, weight: Tensor, into: Tensor | None = None) -> Tensor:
+    def logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix, into: Tensor | None = None) -> Tensor:
         """The logits [n, O] of all rows."""
         x = self._timestep_norm(call, "final_", norm, x)
-        return self._product(x, self._pack(x), weight, into=into)
+        return self._product(x, self._pack(x), head, into=into)
 
     def score(self, logits: Tensor, targets: Tensor, log_probabilities: Tensor, entropies: Tensor) -> list[Tensor]:
         """Log-probabilities [n] of the targets and entropies [n], in place."""
@@ -83,7 +84,7 @@ class CPULaunches:
     def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
         """A layer's working-memory write (2.7)."""
         c, b = self.build.config, slot_ids.shape[0]
-        dtype, dz = self.build.quantization.cache_dtype, c.head_dim
+        dtype, dz = self.build.quantization.key_dtype, c.head_dim
         keys, values, memory, log_norm = (f"{prefix}{name}" for name in ("memory_keys", "values", "memory", "log_norm"))
         kappa, shares, rho = state.update(
             working_memory.write_weights(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, dtype),
@@ -155,7 +156,7 @@ class CPULaunches:
         r = self._linear(mega.wr, mx, packed, activation="silu")
         h1 = self._linear(mega.wh1, mx, packed)
 
-        dtype = self.build.quantization.cache_dtype
+        dtype = self.build.quantization.key_dtype
         keys, values, memory_keys, memory = (f"{prefix}{name}" for name in ("keys", "values", "memory_keys", "memory"))
         queries, weights = call.state.update(
             attention_inputs.attention_inputs(
@@ -204,7 +205,7 @@ class CPULaunches:
             c.num_heads,
             self.build.slots,
             c.chunk_size,
-            self.build.quantization.cache_dtype,
+            self.build.quantization.key_dtype,
             self.machine,
         )
         arguments = [queries, call.slots, call.state["position"], keys, values]
@@ -259,14 +260,15 @@ class CPULaunches:
         return y
 
     def _pack(self, x: Tensor) -> Tensor:
-        """x [n, K] in the layout of a register tile, shared by the products that read it."""
+        """x [n, K] as products read it, shared by all of them."""
         n, features = x.shape
-        out = fresh(divide(n, self.machine.tile_rows), features, self.machine.tile_rows)
-        return launch(linear.pack_rows(int(features), self.machine), "pack_rows", [x], out)
+        weights = self.build.weight_format
+        kernel = linear.pack_rows(int(features), weights, self.machine)
+        return launch(kernel, "pack_rows", [x], fresh(*linear.packed_shape(n, int(features), weights, self.machine)))
 
     def _linear(
         self,
-        layer: Linear,
+        layer: Module,
         x: Tensor,
         packed: Tensor,
         epilogue: str = "plain",
@@ -276,29 +278,27 @@ class CPULaunches:
         """The product of x [n, in]; a bias is an epilogue of its own."""
         if layer.bias is not None:
             epilogue, operands = "bias", [layer.bias]
-        return self._product(x, packed, layer.weight, epilogue, operands, activation)
+        return self._product(x, packed, matrix(layer), epilogue, operands, activation)
 
     def _product(
         self,
         x: Tensor,
         packed: Tensor,
-        weight: Tensor,
+        weights: Matrix,
         epilogue: str = "plain",
         operands: Sequence[Tensor] = (),
         activation: str | None = None,
         into: Tensor | None = None,
     ) -> Tensor:
-        """x [n, in] times weight [out, in], with an epilogue of `tir_kernels.linear`; packed is `_pack(x)`.
+        """x [n, in] times weights [out, in], with an epilogue of `tir_kernels.linear`; packed is `_pack(x)`.
 
         The result is fresh, or written to `into`.
         """
-        out_features, in_features = (int(extent) for extent in weight.shape)
-        dtype = self.build.quantization.matrix_dtype
-        kernel = linear.linear(in_features, out_features, dtype, self.machine, epilogue, activation)
-        arguments = [x, packed, weight, *operands]
+        kernel = linear.linear(weights.inputs, weights.outputs, weights.format, self.machine, epilogue, activation)
+        arguments = [x, packed, weights.weight, *operands]
         if into is not None:
             return op.tensor_ir_inplace_op(kernel, "linear", [*arguments, into], [len(arguments)], into)
-        return launch(kernel, "linear", arguments, fresh(x.shape[0], out_features))
+        return launch(kernel, "linear", arguments, fresh(x.shape[0], weights.outputs))
 
 
 def _present(*parameters: Tensor | None) -> list[Tensor]:

@@ -13,6 +13,7 @@ from tvm.relax.frontend.nn import Tensor, op
 
 from gecko_mlc.model.launch import Build, Call, State, fresh, launch
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
+from gecko_mlc.model.quantize import Matrix
 from gecko_mlc.tir_kernels.cuda import (
     attention_inputs,
     attention_merge,
@@ -39,27 +40,27 @@ class CUDALaunches:
     def __init__(self, build: Build) -> None:
         assert isinstance(build.machine, CUDA)
         self.build, self.machine = build, build.machine
-        self.dtype, self.cache_dtype = build.quantization.matrix_dtype, build.quantization.cache_dtype
+        self.dtype, self.cache_dtype = build.quantization.model_dtype, build.quantization.key_dtype
         # Reads of the memory are rounded with the caches.
         self.memory = "memory" if self.cache_dtype == "float32" else "memory_read"
 
-    def embed(self, call: Call, tokens: Tensor | None, weight: Tensor) -> Tensor:
+    def embed(self, call: Call, tokens: Tensor | None, embedding_matrix: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""
         c = self.build.config
         scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
         out = fresh(call.n, c.model_dim)
         if tokens is None:
             kernel = embedding.take_current(c.vocab_size, c.model_dim, scale, self.dtype, self.build.slots)
-            return launch(kernel, "embedding", [call.state["token"], call.slots, weight], out)
+            return launch(kernel, "embedding", [call.state["token"], call.slots, embedding_matrix.weight], out)
         kernel = embedding.take(c.vocab_size, c.model_dim, scale, self.dtype)
-        return launch(kernel, "embedding", [tokens, weight], out)
+        return launch(kernel, "embedding", [tokens, embedding_matrix.weight], out)
 
     def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
         """The output [n, D] of a block."""
         mega, ffn = (self._mega_step, self._ffn_step) if call.rows is Rows.DECODE else (self._mega, self._ffn)
         return ffn(block.nffn, mega(call, block.prefix, block.mega, rope, x), x)
 
-    def store_logits(self, call: Call, norm: Norm, x: Tensor, weight: Tensor) -> None:
+    def store_logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix) -> None:
         """The logits of each sequence's last row, into the state."""
         c = self.build.config
         decoding = call.rows is Rows.DECODE
@@ -74,9 +75,9 @@ class CUDALaunches:
         )
         rows = self.build.slots if decoding else 1
         kernel = decode_linear.head(c.model_dim, c.num_outputs, self.build.slots, self.dtype, rows)
-        call.state.update(kernel, "head", [y, weight, call.slots, "logits"], ["logits"])
+        call.state.update(kernel, "head", [y, head.weight, call.slots, "logits"], ["logits"])
 
-    def logits(self, call: Call, norm: Norm, x: Tensor, weight: Tensor, into: Tensor | None = None) -> Tensor:
+    def logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix, into: Tensor | None = None) -> Tensor:
         """The logits [n, O] of all rows."""
         c = self.build.config
         y = launch(
@@ -87,8 +88,8 @@ class CUDALaunches:
         )
         kernel = linear.linear(c.model_dim, c.num_outputs, self.dtype, self.machine)
         if into is not None:
-            return op.tensor_ir_inplace_op(kernel, "head", [y, weight, into], [2], into)
-        return launch(kernel, "head", [y, weight], fresh(call.n, c.num_outputs))
+            return op.tensor_ir_inplace_op(kernel, "head", [y, head.weight, into], [2], into)
+        return launch(kernel, "head", [y, head.weight], fresh(call.n, c.num_outputs))
 
     def score(self, logits: Tensor, targets: Tensor, log_probabilities: Tensor, entropies: Tensor) -> list[Tensor]:
         """Log-probabilities [n] of the targets and entropies [n], in place."""

@@ -10,7 +10,8 @@ from tvm.relax.frontend.nn import Tensor
 from gecko_mlc.model.cpu import CPULaunches
 from gecko_mlc.model.cuda import CUDALaunches
 from gecko_mlc.model.launch import Build, Call, State
-from gecko_mlc.model.parameters import Block, Embedding, Output, RotaryTables
+from gecko_mlc.model.parameters import Block, Output, RotaryTables
+from gecko_mlc.model.quantize import Matrix, matrix
 from gecko_mlc.state import state_tensors
 from gecko_mlc.tir_kernels.machine import CUDA
 from gecko_mlc.tir_kernels.rows import Rows
@@ -23,9 +24,10 @@ class Gecko(nn.Module):
         self.build = build
         self.specs = tuple(state_tensors(build.config, build.quantization, build.machine))
         self.launches = CUDALaunches(build) if isinstance(build.machine, CUDA) else CPULaunches(build)
-        self.embed = Embedding(build)
+        c = build.config
+        self.embed = nn.Embedding(c.vocab_size, c.model_dim, build.quantization.model_dtype)
         self.rope = RotaryTables(build.config)
-        self.layers = nn.ModuleList([Block(build, i) for i in range(build.config.num_layers)])
+        self.layers = nn.ModuleList([Block(build, i) for i in range(c.num_layers)])
         self.output = Output(build)
 
     def prefill(self, tokens: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
@@ -94,14 +96,14 @@ class Gecko(nn.Module):
 
     def _trunk(self, call: Call, tokens: Tensor | None) -> Tensor:
         """The output [n, D] of the last block."""
-        x = self.launches.embed(call, tokens, self.embed.weight)
+        x = self.launches.embed(call, tokens, matrix(self.embed))
         for layer in self.layers:
             x = self.launches.block(call, layer, self.rope, x)
         return x
 
-    def _head(self) -> Tensor:
+    def _head(self) -> Matrix:
         """The head's weight [O, D]."""
-        return self.embed.weight if self.build.config.share_emb else self.output.output.weight
+        return matrix(self.embed if self.build.config.share_emb else self.output.output)
 
     def _advanced(self, call: Call, tokens: Tensor) -> list[Tensor]:
         """All aliases, after the position has moved on; the last launch of a function that reads tokens."""

@@ -10,6 +10,7 @@ from tvm.relax.frontend.nn import Tensor, op
 
 from gecko_mlc.abi import StateTensor
 from gecko_mlc.config import GeckoConfig
+from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
 from gecko_mlc.quantization import Quantization
 from gecko_mlc.tir_kernels.machine import CUDA, Machine
 from gecko_mlc.tir_kernels.rows import Rows
@@ -22,6 +23,16 @@ class Build(NamedTuple):
     quantization: Quantization
     machine: Machine | CUDA
     slots: int
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        """How weight matrices lie in memory."""
+        group = self.quantization.group
+        if group is None:
+            return Dense(self.quantization.model_dtype)
+        if isinstance(self.machine, CUDA):
+            return GroupLayout(quantization=group, lanes=1, code_bits=group.bits)
+        return GroupLayout(quantization=group, lanes=self.machine.lanes, code_bits=4 if group.bits == 3 else group.bits)
 
 
 class State:

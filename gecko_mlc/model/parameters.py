@@ -8,12 +8,11 @@ from gecko_mlc.config import GeckoConfig
 from gecko_mlc.model.launch import Build
 
 
-class Linear(nn.Module):
+class Linear(nn.Linear):  # type: ignore[misc]
     """A weight matrix [out, in] of the quantization's dtype, with or without an fp32 bias."""
 
     def __init__(self, build: Build, in_features: int, out_features: int, bias: bool) -> None:
-        self.weight = nn.Parameter((out_features, in_features), build.quantization.matrix_dtype)
-        self.bias = nn.Parameter((out_features,), "float32") if bias else None
+        super().__init__(in_features, out_features, bias, build.quantization.model_dtype, "float32")
 
 
 class Norm(nn.Module):
@@ -77,14 +76,6 @@ class Block(nn.Module):
         self.prefix = f"layers.{layer}."
         self.mega = Mega(build)
         self.nffn = NormalizedFFN(build)
-
-
-class Embedding(nn.Module):
-    """Token embedding (2.1)."""
-
-    def __init__(self, build: Build) -> None:
-        c = build.config
-        self.weight = nn.Parameter((c.vocab_size, c.model_dim), build.quantization.matrix_dtype)
 
 
 class Output(nn.Module):

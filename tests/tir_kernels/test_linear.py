@@ -11,6 +11,8 @@ from gecko_mlc.tir_kernels import linear
 from gecko_mlc.tir_kernels.machine import Machine, divide
 from launch import floats, launch, machines
 
+from gecko_mlc.group_quantization import Dense
+
 EPILOGUES: dict[str, tuple[str, ...]] = {
     "plain": (),
     "bias": ("vector",),
@@ -22,12 +24,12 @@ EPILOGUES: dict[str, tuple[str, ...]] = {
 
 
 def check(n: int, k: int, out: int, dtype: Any, machine: Machine, epilogue: str, activation: str | None) -> None:
-    rng = np.random.default_rng(n)
+    rng, weights = np.random.default_rng(n), Dense(np.dtype(dtype).name)
     x, weight = floats(rng, n, k), (floats(rng, out, k) / np.sqrt(k)).astype(dtype)
     operands = [floats(rng, out) if kind == "vector" else floats(rng, n, out) for kind in EPILOGUES[epilogue]]
     packed = np.full((divide(n, machine.tile_rows), k, machine.tile_rows), np.nan, np.float32)
-    packed = launch(linear.pack_rows(k, machine), x, packed)[1]
-    kernel = linear.linear(k, out, np.dtype(dtype).name, machine, epilogue, activation)
+    packed = launch(linear.pack_rows(k, weights, machine), x, packed)[1]
+    kernel = linear.linear(k, out, weights, machine, epilogue, activation)
     y = launch(kernel, x, packed, weight, *operands, np.full((n, out), np.nan, np.float32))[-1]
     expected = linear.oracle(x.astype(float), weight, *operands, epilogue=epilogue, activation=activation)
     np.testing.assert_allclose(y, expected, atol=2e-5)

@@ -13,6 +13,8 @@ from gecko_mlc.tir_kernels.rows import Rows
 from launch import floats, ints, launch
 from tvm.script import tirx as T
 
+from gecko_mlc.group_quantization import Dense
+
 
 def apply(function, x: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
     count = len(x)
@@ -52,7 +54,7 @@ def test_average_weight(beta: float) -> None:
 def test_embedding() -> None:
     rng = np.random.default_rng(0)
     weight, tokens = floats(rng, 11, 6).astype(np.float16), ints(3, 10, 0)
-    out = launch(embedding.take(11, 6, 2.5, "float16"), tokens, weight, np.zeros((3, 6), np.float32))[2]
+    out = launch(embedding.take(11, 6, 2.5, Dense("float16")), tokens, weight, np.zeros((3, 6), np.float32))[2]
     np.testing.assert_allclose(out, embedding.oracle(tokens, weight, 2.5))
     assert launch(embedding.current_tokens(3), ints(7, 8, 9), ints(2, 0), ints(0, 0))[2].tolist() == [9, 7]
     x = floats(rng, 5, 6)

@@ -13,7 +13,7 @@ from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 from launch_cuda import launch_cuda
 from tvm import relax
 
-from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata, TensorSpec
+from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.model import Build
 from gecko_mlc.quantization import quantization
@@ -34,12 +34,11 @@ class EmulatedLibrary:
             model_type="gecko",
             config=config.model_dump(),
             quantization=scheme,
+            state_dtype=dtypes.state_dtype,
             target=target.spec,
             max_batch_size=slots,
             prefill_chunk_size=config.chunk_size,
-            parameters=tuple(
-                TensorSpec(name=name, shape=tuple(int(e) for e in p.shape), dtype=p.dtype) for name, p in parameters
-            ),
+            parameters=parameters,
             state=tuple(state_tensors(config, dtypes, target.machine)),
             workspace_bytes={},
             tvm_version=tvm.__version__,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from conftest import load_golden, random_parameters, random_split, small_config, with_derived
+from conftest import in_memory, load_golden, random_parameters, random_split, small_config, with_derived
 from emulated import EmulatedLibrary
 from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 from test_golden import check_state, feed
 from test_model import CONFIGS, reference_logits
 
@@ -34,7 +33,7 @@ def engine_of(config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: st
     values = with_derived(config, parameters)
     return Engine(
         library,  # type: ignore[arg-type]
-        [tvm.runtime.tensor(values[s.name].astype(NUMPY_DTYPES[s.dtype])) for s in library.metadata.parameters],
+        [tvm.runtime.tensor(in_memory(spec, values[spec.name])) for spec in library.metadata.parameters],
     )
 
 

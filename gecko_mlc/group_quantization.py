@@ -1,0 +1,181 @@
+"""Group quantization: the recipe, bit for bit MLC's, and how a quantized matrix lies in files and in memory.
+
+A group of inputs of a row shares a scale s; a code c of a few bits stands for (c − largest)·s. NumPy alone: converters
+quantize with it, runtimes pack what they load, kernels follow the layout.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+
+class Dense(NamedTuple):
+    """A matrix [out, in] of plain numbers."""
+
+    dtype: str
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype of the numbers that stand for the weights."""
+        return self.dtype
+
+    def shape(self, outputs: int, inputs: int) -> tuple[int, int]:
+        """The shape in memory."""
+        return outputs, inputs
+
+
+class GroupQuantization(BaseModel):
+    """A scheme: codes of `bits` in uint32 words, a scale for every `group_size` inputs.
+
+    In files a matrix [out, in] is `q_weight` [out, ⌈in/group⌉·words] and `q_scale` [out, ⌈in/group⌉].
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    bits: Literal[3, 4, 8]
+    group_size: int
+    scale_dtype: Literal["float16", "float32"]
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude, in scales, and the code that stands for 0."""
+        return int(2 ** (self.bits - 1)) - 1
+
+    @property
+    def codes_per_word(self) -> int:
+        """Codes in a word, the first in its lowest bits."""
+        return 32 // self.bits
+
+    @property
+    def words_per_group(self) -> int:
+        """Words of a group."""
+        return self.group_size // self.codes_per_word
+
+    def groups(self, inputs: int) -> int:
+        """Groups of a row."""
+        return -(-inputs // self.group_size)
+
+    def quantize(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """weight [out, in] → `q_weight` uint32, `q_scale`.
+
+        With s = max|w| / largest, c = clip(rint(w/s + largest), 0, 2·largest); a group of zeros has s = 0. Codes
+        beyond `in` are 0. Arithmetic rounds to the scales' dtype after every operation; of bf16 weights, which would
+        lose by it, only the scale is rounded. A scale that is not finite is the caller's to find.
+        """
+        outputs, inputs = weight.shape
+        dtype = np.dtype(self.scale_dtype)
+        exact = np.dtype(np.float32) if weight.dtype == ml_dtypes.bfloat16 else dtype
+        padded = np.zeros((outputs, self.groups(inputs) * self.group_size), exact)
+        padded[:, :inputs] = weight
+        values = padded.reshape(outputs, -1, self.group_size)
+        scale = (np.abs(values).max(-1) / exact.type(self.largest)).astype(dtype)
+        divisor = np.where(scale == 0, np.inf, scale).astype(exact)[..., None]
+        codes = np.clip(np.rint(values / divisor + exact.type(self.largest)), 0, 2 * self.largest).astype(np.uint8)
+        codes.reshape(outputs, -1)[:, inputs:] = 0
+        return self._words(codes), scale
+
+    def dequantize(self, q_weight: np.ndarray, q_scale: np.ndarray, inputs: int) -> np.ndarray:
+        """The fp32 matrix [out, in] that the codes and scales stand for."""
+        codes = self.codes(q_weight).astype(np.float32) - np.float32(self.largest)
+        values = codes.reshape(*q_scale.shape, self.group_size) * q_scale.astype(np.float32)[..., None]
+        return values.reshape(len(q_weight), -1)[:, :inputs]
+
+    def codes(self, q_weight: np.ndarray) -> np.ndarray:
+        """The codes [out, ⌈in/group⌉·group] uint8 of `q_weight`."""
+        shifts = np.arange(self.codes_per_word, dtype=np.uint32) * np.uint32(self.bits)
+        codes = q_weight[..., None] >> shifts & np.uint32(2**self.bits - 1)
+        return codes.astype(np.uint8).reshape(len(q_weight), -1)
+
+    def _words(self, codes: np.ndarray) -> np.ndarray:
+        shifts = np.arange(self.codes_per_word, dtype=np.uint32) * np.uint32(self.bits)
+        grouped = codes.reshape(len(codes), -1, self.codes_per_word).astype(np.uint32)
+        return np.bitwise_or.reduce(grouped << shifts, axis=-1)
+
+
+class GroupLayout(BaseModel):
+    """A quantized matrix in memory, uint32 [⌈out/lanes⌉, words]: of `lanes` outputs side by side, all words of codes,
+    the outputs' next to each other, then all scales, likewise.
+
+    GPUs take single rows, 16-byte aligned; a CPU as many outputs as a vector has lanes. A word holds codes of
+    `code_bits`: the first half of them in its lower 16 bits. For 4 and 8 bits that is the files' order. CPUs hold
+    3-bit codes in 4 bits, which a byte can be made of.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    quantization: GroupQuantization
+    lanes: int
+    code_bits: Literal[3, 4, 8]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype in memory."""
+        return "uint32"
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype of the numbers that stand for the weights."""
+        return self.quantization.scale_dtype
+
+    @property
+    def codes_per_word(self) -> int:
+        """Codes in a word of memory."""
+        return 32 // self.code_bits
+
+    @property
+    def words_per_group(self) -> int:
+        """Words of a group's codes of one output."""
+        return self.quantization.group_size // self.codes_per_word
+
+    def shift(self, index: int) -> int:
+        """The lowest bit of a word's code `index`."""
+        half = self.codes_per_word // 2
+        return index // half * 16 + index % half * self.code_bits
+
+    def scale_offset(self, inputs: int) -> int:
+        """The word of a row of memory where its scales begin."""
+        return self.quantization.groups(inputs) * self.words_per_group * self.lanes
+
+    def shape(self, outputs: int, inputs: int) -> tuple[int, int]:
+        """The shape in memory of a matrix [out, in]."""
+        scale_bytes = self.quantization.groups(inputs) * self.lanes * np.dtype(self.quantization.scale_dtype).itemsize
+        # Rows of whole 16 bytes.
+        return -(-outputs // self.lanes), self.scale_offset(inputs) + -(-scale_bytes // 16) * 4
+
+    def pack(self, q_weight: np.ndarray, q_scale: np.ndarray, inputs: int) -> np.ndarray:
+        """The matrix in memory of what files hold; outputs beyond the last are zeros."""
+        outputs, groups = q_scale.shape
+        words = q_weight if self._as_in_files else self._recode(q_weight)
+        packed = np.zeros(self.shape(outputs, inputs), np.uint32)
+        offset = self.scale_offset(inputs)
+        missing = -outputs % self.lanes
+        packed[:, :offset] = self._interleave(words, missing)
+        scales = packed[:, offset:].view(self.quantization.scale_dtype)
+        scales[:, : groups * self.lanes] = self._interleave(q_scale, missing)
+        return packed
+
+    @property
+    def _as_in_files(self) -> bool:
+        """Whether words hold the same codes at the same bits as in files."""
+        return self.code_bits == self.quantization.bits and 16 % self.code_bits == 0
+
+    def _interleave(self, rows: np.ndarray, missing: int) -> np.ndarray:
+        """rows [out, n] → [⌈out/lanes⌉, n·lanes]"""
+        if self.lanes == 1:
+            return rows
+        padded = np.pad(rows, ((0, missing), (0, 0))) if missing else rows
+        return padded.reshape(-1, self.lanes, rows.shape[1]).swapaxes(1, 2).reshape(len(padded) // self.lanes, -1)
+
+    def _recode(self, q_weight: np.ndarray) -> np.ndarray:
+        codes = self.quantization.codes(q_weight).reshape(len(q_weight), -1, self.codes_per_word)
+        words = np.zeros(codes.shape[:2], np.uint32)
+        for i in range(self.codes_per_word):
+            words |= codes[..., i].astype(np.uint32) << np.uint32(self.shift(i))
+        return words
+
+
+WeightFormat = Dense | GroupLayout
