@@ -49,19 +49,36 @@ def _shakespeare(path: Path) -> list[str]:
     return documents
 
 
+def read_held_out(folder: Path) -> str:
+    """The text that `held_out.txt` is, which no model was trained on: the first nine chapters of Moby-Dick."""
+    package = _only(folder, "r-cran-tokenizers_*.deb", "apt-get download r-cran-tokenizers")
+    (book,) = _r_vectors(package, "tokenizers")
+    text = "\n".join(book).replace("\r\n", "\n")
+    return _unwrap(text[text.index("CHAPTER 1.") : text.index("CHAPTER 10.")])
+
+
 def _austen(path: Path) -> list[str]:
-    """The six novels: R character vectors of lines, in zlib frames with a 4-byte length."""
+    """The six novels, a vector of lines each."""
+    return [_unwrap("\n".join(lines)) for lines in _r_vectors(path, "janeaustenr")]
+
+
+def _unwrap(text: str) -> str:
+    """The text with a line for each of its paragraphs."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(p.replace("\n", " ").strip() for p in paragraphs if p.strip()) + "\n"
+
+
+def _r_vectors(path: Path, package: str) -> list[list[str]]:
+    """The character vectors in the data of an R package: zlib frames with a 4-byte length."""
     with tempfile.TemporaryDirectory() as unpacked:
         subprocess.run(["dpkg", "-x", str(path), unpacked], check=True)
-        data = next(Path(unpacked).rglob("janeaustenr/data/Rdata.rdb")).read_bytes()
-    documents, start = [], 0
+        data = next(Path(unpacked).rglob(f"{package}/data/Rdata.rdb")).read_bytes()
+    vectors, start = [], 0
     while start < len(data):
         frame = zlib.decompressobj()
-        lines = _r_strings(frame.decompress(data[start + 4 :]))
+        vectors.append(_r_strings(frame.decompress(data[start + 4 :])))
         start = len(data) - len(frame.unused_data)
-        paragraphs = "\n".join(lines).split("\n\n")
-        documents.append("\n\n".join(p.replace("\n", " ").strip() for p in paragraphs if p.strip()) + "\n")
-    return documents
+    return vectors
 
 
 def _r_strings(data: bytes) -> list[str]:
