@@ -34,6 +34,7 @@ class Engine:
         self.device, self.slots = library.device, self.metadata.max_batch_size
         self.chunk_size: int = self.metadata.config["chunk_size"]
         self.vocab_size: int = self.metadata.config["vocab_size"]
+        self.num_outputs: int = self._spec("logits").shape[0]
         self._tvm = tvm_runtime.load()
         try:
             self._state = {
@@ -86,7 +87,6 @@ class Engine:
         on_piece: Callable[[str, int], None] = lambda function, count: None,
     ) -> np.ndarray:
         """Consume `tokens`; the fp32 logits [n, O] of all of them."""
-        outputs = self._spec("logits").shape[0]
         result = []
         for piece in self._pieces(slot, tokens):
             if len(piece) == 1:
@@ -95,7 +95,7 @@ class Engine:
                 on_piece("decode", 1)
                 result.append(self.logits(slot)[None])
             else:
-                logits = self._empty((len(piece), outputs), "float32")
+                logits = self._empty((len(piece), self.num_outputs), "float32")
                 self._prefill("prefill_logits", slot, piece, logits)
                 on_piece("prefill_logits", len(piece))
                 result.append(logits.numpy())
@@ -108,7 +108,7 @@ class Engine:
             raise GeckoError("no tokens: expected at least one")
         if len(targets) != len(tokens):
             raise GeckoError(f"{len(tokens)} tokens but {len(targets)} targets")
-        self._check_ids(targets, self._spec("logits").shape[0])
+        self._check_ids(targets, self.num_outputs)
         results, done = [], 0
         for piece in self._pieces(slot, tokens):
             n = len(piece)

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from gecko_mlc import __version__
-from gecko_mlc.cli import bench, chat, compile, convert, generate, info, logits, package
+from gecko_mlc.cli import bench, chat, compile, convert, evaluate, generate, info, logits, package
 
 app = typer.Typer(
     name="gecko-mlc",
@@ -27,6 +27,7 @@ app.command("package")(package.package)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
 app.command("info")(info.info)
 app.command("logits")(logits.logits)
 

@@ -51,8 +51,8 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over bytes done and bytes in all."""
+def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar over bytes done and bytes in all, if that is known."""
     with Progress(
         TextColumn(title),
         BarColumn(),
@@ -63,9 +63,9 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        task = progress.add_task(title)
+        task = progress.add_task(title, total=None)
 
-        def update(done: int, total: int) -> None:
+        def update(done: int, total: int | None) -> None:
             progress.update(task, completed=done, total=total)
 
         yield update

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -199,6 +200,67 @@ def test_bench_formats(prepared, inside, tmp_path: Path) -> None:  # type: ignor
     assert (tmp_path / "b.md").read_text().count("\n|") == 6
 
 
+HELD_OUT = str(resources.files("gecko_mlc.demo") / "held_out.txt")
+
+
+def test_eval(inside) -> None:  # type: ignore[no-untyped-def]
+    done = inside("eval", "gecko-demo", HELD_OUT, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["complete"]
+    assert report["perplexity"]["mean"] == pytest.approx(127.52, rel=1e-3)
+    assert report["bits_per_byte"] == pytest.approx(2.1485, rel=1e-3)
+    assert report["comparison"] is None
+    # All but the first token's.
+    assert 0 < Path(HELD_OUT).stat().st_size - report["bytes"] < 10
+
+
+def test_eval_of_standard_input_beside_a_baseline(gecko) -> None:  # type: ignore[no-untyped-def]
+    text = Path(HELD_OUT).read_text()[:5000]
+    done = gecko("eval", "gecko-demo", "-", "--baseline", "gecko-demo", text=text)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"perplexity ratio +1\.000000 ± 0\.000000", done.stdout)
+    assert "100.00 %" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (None, [], "text.txt: No such file or directory"),
+        (b"", [], "no token to predict"),
+        (b"\x89PNG\r\n", [], "text.txt: byte 0 is not UTF-8"),
+        (b"a\0b", [], "text.txt: there are zero bytes in it"),
+        (b"words", ["--baseline-lib", "x.so"], "give the model folder with --baseline"),
+        (b"words", ["--baseline", "nothing"], "nothing: no such model folder"),
+    ],
+)
+def test_eval_says_what_is_wrong(  # type: ignore[no-untyped-def]
+    content: bytes | None, options: list[str], message: str, inside, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    done = inside("eval", "gecko-demo", tmp_path / "text.txt", *options)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_ctrl_c_in_eval_says_what_was_measured(home: Path) -> None:
+    process = start(home, "eval", "gecko-demo", "-", "--json", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(Path(HELD_OUT).read_text()[:40_000])
+    process.stdin.flush()
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    out, err = finish(process)
+    assert "interrupted; this is what was measured so far" in err
+    assert process.returncode == 130
+    report = json.loads(out)
+    assert not report["complete"]
+    assert 0 < report["bytes"] < 40_000
+
+
 def test_the_demo_speaks_english(gecko) -> None:  # type: ignore[no-untyped-def]
     """Readable words, the same for the same seed, others for another, and nothing else on standard output."""
     prompt = ["generate", "gecko-demo", "--prompt", "And the king said unto", "--max-tokens", "100"]
@@ -261,7 +323,7 @@ def test_a_terminal_without_unicode(gecko) -> None:  # type: ignore[no-untyped-d
     assert done.returncode == 0, done.stderr
 
 
-def start(home: Path, *arguments: str, stdin: IO[str] | None = None) -> subprocess.Popen[str]:
+def start(home: Path, *arguments: str, stdin: IO[str] | int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *arguments],
         stdin=stdin,
@@ -333,6 +395,7 @@ def test_every_command_has_help_with_an_example(inside) -> None:  # type: ignore
         "generate",
         "chat",
         "bench",
+        "eval",
         "info",
         "logits",
     ]

@@ -1,0 +1,117 @@
+"""`eval`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gecko_mlc.cli.common import (
+    DeviceOption,
+    ModelArgument,
+    ModelLibOption,
+    byte_progress,
+    interruptible,
+    say,
+    show_arguments,
+)
+from gecko_mlc.runtime.errors import GeckoError
+
+if TYPE_CHECKING:
+    from gecko_mlc.runtime.evaluation import Report
+
+STANDARD_INPUT = "-"
+
+
+def evaluate(
+    model: ModelArgument,
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT_FILE", help="A text in UTF-8 of any length; - is standard input.")
+    ],
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="A model folder to compare with, of the same tokenizer.")
+    ] = None,
+    baseline_lib: Annotated[
+        Path | None, typer.Option("--baseline-lib", help="The baseline's compiled library.")
+    ] = None,
+    model_lib: ModelLibOption = None,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Measure perplexity on a text, and how far a model is from a baseline: KL divergence and top-1 agreement.
+
+    The text streams through once, in constant memory. Ctrl-C ends it with what was measured so far.
+
+    Example: gecko-mlc eval my-gecko-q4f16_1-MLC book.txt --baseline my-gecko-q0f32-MLC
+    """
+    from gecko_mlc.api import load_model
+    from gecko_mlc.runtime.evaluation import evaluate as measure
+    from gecko_mlc.runtime.long_text import read_blocks
+
+    if baseline_lib is not None and baseline is None:
+        raise GeckoError("--baseline-lib: the library of what? give the model folder with --baseline")
+    show_arguments(
+        model=model, text=text, model_lib=model_lib, baseline=baseline, baseline_lib=baseline_lib, device=device
+    )
+    with open_text(text) as file:
+        with byte_progress("loading") as progress:
+            loaded = load_model(model, model_lib, device, say, progress)
+        other = None
+        if baseline is not None:
+            with byte_progress("loading the baseline") as progress:
+                other = load_model(baseline, baseline_lib, device, say, progress)
+        size = text_bytes(file)
+        with interruptible() as interrupted, byte_progress("measuring") as progress:
+            report = measure(loaded, read_blocks(file, text), other, interrupted, lambda done: progress(done, size))
+    if as_json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+    else:
+        print_report(report)
+    if not report.complete:
+        say("interrupted; this is what was measured so far")
+        raise KeyboardInterrupt
+
+
+def open_text(name: str) -> io.BufferedReader:
+    """The file called `name`, or standard input."""
+    if name == STANDARD_INPUT:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    return open(name, "rb")
+
+
+def text_bytes(file: io.BufferedReader) -> int | None:
+    """How long a text is; of a pipe that is not known."""
+    return os.fstat(file.fileno()).st_size or None
+
+
+def print_report(report: Report) -> None:
+    """The report for people, on standard output."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows(report):
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def rows(report: Report) -> list[tuple[str, str]]:
+    """What was measured, a name and a value each."""
+    result = [
+        ("perplexity", f"{report.perplexity.mean:.4f} ± {report.perplexity.error:.4f}"),
+        ("nats per token", f"{report.nats_per_token:.4f}"),
+        ("nats per byte", f"{report.nats_per_byte:.4f}"),
+        ("bits per byte", f"{report.bits_per_byte:.4f}"),
+        ("measured", f"{report.tokens:,} tokens, {report.bytes:,} bytes; {report.tokens_per_second:,.0f} tokens/s"),
+    ]
+    if (c := report.comparison) is not None:
+        result += [
+            (f"beside {c.baseline}", f"perplexity {c.baseline_perplexity:.4f}"),
+            ("perplexity ratio", f"{c.perplexity_ratio.mean:.6f} ± {c.perplexity_ratio.error:.6f}"),
+            ("KL divergence", f"{c.kl_divergence.mean:.3e} ± {c.kl_divergence.error:.1e} nats a token"),
+            ("top-1 agreement", f"{100 * c.top1_agreement:.2f} %"),
+        ]
+    return result
