@@ -26,12 +26,14 @@ def load_model(
     device: str = "auto",
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    slots: int = 1,
 ) -> Model:
     """Load a model folder, or the demo by its name, with a library or one compiled for this machine.
 
-    Without a library, `device` is what to compile for: cpu, cuda, or auto, this machine's GPU if it has one. `say` is
-    told of work that takes long, `progress` of bytes loaded and in all. Raises `GeckoError`.
+    Without a library, `device` is what to compile for: cpu, cuda, or auto, this machine's GPU if it has one, and
+    `slots` for how many streams at a time. `say` is told of work that takes long, `progress` of bytes loaded and in
+    all. Raises `GeckoError`.
     """
     folder = model_folder(str(model), say)
-    library = Path(model_lib) if model_lib is not None else model_library(folder, device, say)
+    library = Path(model_lib) if model_lib is not None else model_library(folder, device, say, slots)
     return Model(folder, library, progress)

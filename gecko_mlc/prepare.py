@@ -72,8 +72,10 @@ def library_name(device: str) -> str:
     return f"{device}.so"
 
 
-def model_library(folder: Path, device: str = "auto", say: Callable[[str], None] = lambda text: None) -> Path:
-    """The library in the model folder `folder`, or one for this machine, compiled when first needed.
+def model_library(
+    folder: Path, device: str = "auto", say: Callable[[str], None] = lambda text: None, slots: int = 1
+) -> Path:
+    """The library in the model folder `folder`, or one for this machine, compiled when first needed with `slots`.
 
     `device` is cpu, cuda, or auto: this machine's GPU if it has one that can be used. The compiler runs in a process
     of its own: this one needs no more than TVM's runtime. Raises `GeckoError` when nothing can be compiled.
@@ -93,6 +95,7 @@ def model_library(folder: Path, device: str = "auto", say: Callable[[str], None]
     key = {
         "config": chat_config.config,
         "quantization": chat_config.quantization,
+        "slots": slots,
         "machine": [machine.architecture(), kind, *here],
         "versions": [__version__, ABI_VERSION, version("apache-tvm"), _sources_digest()],
     }
@@ -101,6 +104,7 @@ def model_library(folder: Path, device: str = "auto", say: Callable[[str], None]
     if not path.is_file():
         say(f"compiling for this machine into {path} (once)")
         command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", kind]
+        command += ["--overrides", f"max_batch_size={slots}"]
         environment = {k: v for k, v in os.environ.items() if k != "TVM_USE_RUNTIME_LIB"}
         done = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, env=environment, check=False)
         if done.returncode:

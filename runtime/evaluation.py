@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import numpy as np
-from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.long_text import Piece, encode_blocks
+from gecko_mlc.runtime.long_text import encode_blocks
 from gecko_mlc.runtime.model import Model
+from gecko_mlc.runtime.scoring import batches, call_size, log_softmax
 from pydantic import BaseModel
 
 SCHEMA_VERSION = 1
-# The most logits that are on the host at a time, of each model.
-MAX_LOGITS = 2**22
 
 
 class Estimate(BaseModel):
@@ -100,35 +97,6 @@ class Mean:
         return Estimate(mean=value, error=value * self.error)
 
 
-class Batch(NamedTuple):
-    """Tokens of one call, the tokens that follow each of them, and the bytes that those stand for."""
-
-    tokens: list[int]
-    targets: list[int]
-    bytes: int
-
-
-def batches(pieces: Iterable[Piece], beginning: list[int], size: int) -> Iterator[Batch]:
-    """The stream as calls of `size` tokens, with the ids that every stream begins with."""
-    ids, sizes = list(beginning), [0] * len(beginning)
-    for piece in pieces:
-        ids += piece.ids
-        sizes += piece.sizes
-        while len(ids) > size:
-            yield Batch(ids[:size], ids[1 : size + 1], sum(sizes[1 : size + 1]))
-            del ids[:size], sizes[:size]
-    if len(ids) > 1:
-        yield Batch(ids[:-1], ids[1:], sum(sizes[1:]))
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities [n, O] in fp64 of `logits` [n, O]."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return shifted
-
-
 class Divergence:
     """Sums of what a `Comparison` says, over the log-probabilities of a model and of its baseline."""
 
@@ -178,9 +146,10 @@ def evaluate(
     engines = [each.engine for each in models]
     for engine in engines:
         engine.reset(0)
+    size = call_size(model.engine, logits=baseline is not None)
     surprise, tokens, done, complete = Mean(), 0, 0, True
     begun = time.perf_counter()
-    for batch in batches(encode_blocks(model.tokenizer, blocks), model.beginning(), call_size(engines)):
+    for batch in batches(encode_blocks(model.tokenizer, blocks), model.beginning(), size):
         if interrupted():
             complete = False
             break
@@ -220,16 +189,6 @@ def evaluate(
 def name(model: Model) -> str:
     """What the model's folder is called."""
     return model.folder.resolve().name
-
-
-def call_size(engines: list[Engine]) -> int:
-    """Tokens a call: a chunk, or what part of one the workspace and the logits of all engines have room for."""
-    limit = min(engine.metadata.prefill_chunk_size for engine in engines)
-    if len(engines) > 1:
-        limit = min(limit, max(MAX_LOGITS // engines[0].num_outputs, 1))
-    # Equal parts of a chunk: none of them crosses its end.
-    size = engines[0].chunk_size
-    return -(-size // -(-size // limit))
 
 
 def check_baseline(model: Model, baseline: Model) -> None:

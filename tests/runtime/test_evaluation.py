@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import random_parameters, small_config
-from gecko_mlc.runtime import evaluation
+from gecko_mlc.runtime import scoring
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.evaluation import Mean, batches, evaluate, log_softmax
+from gecko_mlc.runtime.evaluation import Mean, evaluate
 from gecko_mlc.runtime.long_text import Piece
+from gecko_mlc.runtime.scoring import batches, log_softmax, score_continuations
 
 TEXT = "It was a bright morning; the king had slept. " * 3
 
@@ -76,7 +77,7 @@ def test_perplexity(model: Callable[..., Any], bos: int | None, block: int) -> N
 @pytest.mark.parametrize("most", [2**22, 3 * 53, 1])
 def test_comparison(model: Callable[..., Any], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few logits are on the host at a time."""
-    monkeypatch.setattr(evaluation, "MAX_LOGITS", most)
+    monkeypatch.setattr(scoring, "MAX_LOGITS", most)
     m, other = model(0), model(1)
     ours, targets = logits(m)
     theirs, _ = logits(other)
@@ -140,6 +141,31 @@ def test_calls_are_of_one_size() -> None:
     assert list(batches(pieces, [9], 3)) == [([9, 1, 2], [1, 2, 3], 6), ([3, 4, 5], [4, 5, 6], 6), ([6], [7], 2)]
     assert list(batches(pieces, [], 6)) == [([1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6, 7], 13)]
     assert list(batches([Piece([1], [1])], [], 3)) == []
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_continuations_of_one_context(
+    engine: Callable[..., Engine], slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each had been consumed by itself; with a second slot the context is consumed once."""
+    config = small_config()
+    e = engine(config, random_parameters(config), slots=slots)
+    context = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    consumed: list[int] = []
+    extend = e.extend
+    monkeypatch.setattr(e, "extend", lambda slot, ids: (consumed.append(len(ids)), extend(slot, ids)))
+    e.reset(0)
+    extend(0, context)
+    likeliest = int(e.logits(0).argmax())
+    continuations = [[7], [likeliest], [8, 2, 8], [likeliest, 1], list(range(20))]
+    found = list(score_continuations(e, context, continuations))
+    assert sum(consumed) == len(context) * (1 if slots == 2 else 3)
+    for ids, (total, greedy) in zip(continuations, found, strict=True):
+        e.reset(0)
+        before = log_softmax(e.extend_logits(0, [*context, *ids[:-1]]))[len(context) - 1 :]
+        assert total == pytest.approx(before[np.arange(len(ids)), ids].sum(), rel=1e-5)
+        assert greedy == (before.argmax(-1).tolist() == ids)
+    assert [greedy for _, greedy in found[:2]] == [False, True]
 
 
 def test_means_of_a_stream_are_those_of_the_whole() -> None:
