@@ -5,36 +5,55 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 
 def measure(library: Path, config: Any, scheme: Any) -> dict[str, Any]:
-    """Write a folder of random weights, drop it from the system's cache, and load it; beside a plain read of its
-    files and a copy to the GPU, either of which can be the bound."""
+    """Write a folder of random weights, drop it from the system's cache, and load it, then again from the cache;
+    beside plain reads of its files and a copy to the GPU, either of which can be the bound."""
     from cuda_parity import random_parameters, with_derived
+    from gecko_mlc.runtime.parameters import READERS
 
     parameters = with_derived(config, random_parameters(config, scheme.model_dtype))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         size = _write(folder, parameters)
-        bounds = {"copy_gb_per_second": _copy_rate(parameters["embed.weight"])}
+        copy = _copy_rate(parameters["embed.weight"])
         parameters.clear()
-        _forget(folder)
-        bounds["read_gb_per_second"] = _read_rate(folder)
-        _forget(folder)
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, __file__, library, folder], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        seconds = {"total": time.perf_counter() - begun, **json.loads(done.stdout.splitlines()[-1])}
-        return {"gb": size / 1e9, "disk": _file_system(folder), **bounds, "seconds": seconds}
+        shards = sorted(folder.glob("*.bin"))
+        _forget(shards)
+        # Shards of their own for each: what one has read is in the system's cache.
+        reads = {readers: _read_rate(shards[i::4], readers) for i, readers in enumerate((1, READERS))}
+        _forget(shards)
+        return {
+            "gb": size / 1e9,
+            "disk": _file_system(folder),
+            "copy_gb_per_second": copy,
+            "read_gb_per_second": reads,
+            "percent_cached": _percent_cached(shards),
+            "seconds": _seconds(library, folder),
+            "seconds_from_cache": _seconds(library, folder),
+        }
+
+
+def _seconds(library: Path, folder: Path) -> dict[str, float]:
+    """Of a process that loads and exits, in all and by stages."""
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, __file__, library, folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return {"total": time.perf_counter() - begun, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def _write(folder: Path, parameters: dict[str, Any]) -> int:
@@ -66,21 +85,42 @@ def _copy_rate(tensor: Any) -> float:
     return host.numel() * host.element_size() / (time.perf_counter() - begun) / 1e9
 
 
-def _forget(folder: Path) -> None:
+def _forget(files: Sequence[Path]) -> None:
     """Drop the files from the system's cache."""
-    for file in folder.iterdir():
+    for file in files:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _read_rate(folder: Path) -> float:
-    """Of a quarter of the shards, GB/s."""
-    buffer, done, begun = bytearray(2**24), 0, time.perf_counter()
-    for file in sorted(folder.glob("*.bin"))[::4]:
-        with file.open("rb", buffering=0) as opened:
-            while count := opened.readinto(buffer):
-                done += count
+def _percent_cached(files: Sequence[Path]) -> float:
+    """How much of the files is in the system's cache."""
+    pages = cached = 0
+    for file in files:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+            present = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+            address = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapped))
+            if ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), present):
+                raise OSError(f"{file}: mincore failed")
+            pages += len(present)
+            cached += sum(page & 1 for page in present)
+    return 100 * cached / pages
+
+
+def _read_rate(files: Sequence[Path], readers: int) -> float:
+    """Of files read by threads, GB/s."""
+
+    def read(part: Sequence[Path]) -> int:
+        buffer, done = bytearray(2**24), 0
+        for file in part:
+            with file.open("rb", buffering=0) as opened:
+                while count := opened.readinto(buffer):
+                    done += count
+        return done
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(readers) as pool:
+        done = sum(pool.map(read, [files[i::readers] for i in range(readers)]))
     return done / (time.perf_counter() - begun) / 1e9
 
 

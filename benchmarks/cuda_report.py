@@ -131,14 +131,20 @@ def _profiles(result: Result) -> list[str]:
 def _load(result: Result) -> list[str]:
     if not (value := result.get("load")):
         return []
-    seconds = value["seconds"]
-    stages = ", ".join(f"{name.replace('_', ' ')} {spent:.1f}" for name, spent in seconds.items() if name != "total")
+    cold, cached = map(_load_seconds, (value["seconds"], value["seconds_from_cache"]))
+    reads = " and ".join(f"{rate:.2f} GB/s with {n}" for n, rate in value["read_gb_per_second"].items())
     return [
-        f"From {value['gb']:.1f} GB on a local disk ({value['disk']}) to the first token: {seconds['total']:.1f} s"
-        f" ({stages}). A plain read of the files: {value['read_gb_per_second']:.1f} GB/s; a copy to the GPU from"
-        f" ordinary memory: {value['copy_gb_per_second']:.1f} GB/s.",
+        f"From {value['gb']:.1f} GB on a local disk ({value['disk']}, {value['percent_cached']:.0f} % of it in the"
+        f" system's cache) to the first token: {cold}. Again, from the cache: {cached}. A plain read of the files"
+        f" gives {reads} readers; a copy to the GPU from ordinary memory {value['copy_gb_per_second']:.1f} GB/s.",
         "",
     ]
+
+
+def _load_seconds(seconds: dict[str, float]) -> str:
+    stages = {name.replace("_", " "): spent for name, spent in seconds.items() if name != "total"}
+    parts = ", ".join(f"{name} {spent:.1f}" for name, spent in stages.items())
+    return f"{sum(stages.values()):.1f} s ({parts}), {seconds['total']:.1f} s with the interpreter's start and end"
 
 
 def plot(result: Result, path: Path) -> None:
