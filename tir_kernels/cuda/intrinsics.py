@@ -143,13 +143,25 @@ __device__ __forceinline__ void {name}(float* sums, const unsigned* a, const uns
     return device_function(name, source)
 
 
-# (registers, shared source): 16 bytes.
+# (registers, source): 16 bytes.
 load_registers = device_function(
     "gecko_load_registers",
     """
 __device__ __forceinline__ void gecko_load_registers(void* registers, const void* source) {
   uint4 value = *static_cast<const uint4*>(source);
   memcpy(registers, &value, 16);
+}
+""",
+)
+
+# (destination, registers): 16 bytes.
+store_registers = device_function(
+    "gecko_store_registers",
+    """
+__device__ __forceinline__ void gecko_store_registers(void* destination, const void* registers) {
+  uint4 value;
+  memcpy(&value, registers, 16);
+  *static_cast<uint4*>(destination) = value;
 }
 """,
 )

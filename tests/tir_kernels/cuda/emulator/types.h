@@ -60,6 +60,16 @@ using __half = half;
 using __half2 = half2;
 inline half2 make_half2(half x, half y) { return {x, y}; }
 inline nv_bfloat162 make_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
+inline half2 __hmul2(half2 a, half2 b) { return {a.x * b.x, a.y * b.y}; }
+inline half2 __hfma2(half2 a, half2 b, half2 c) { return {fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y)}; }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) {
+    unsigned from = selector >> i * 4 & 7;
+    result |= ((from < 4 ? a : b) >> from % 4 * 8 & 0xff) << i * 8;
+  }
+  return result;
+}
 inline float __half2float(half value) { return value; }
 inline half __float2half(float value) { return value; }
 inline half __float2half_rn(float value) { return value; }
