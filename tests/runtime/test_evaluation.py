@@ -35,7 +35,7 @@ def model(engine: Callable[..., Engine]) -> Callable[..., Any]:
     """A model of random weights: (seed of the weights, first token of a stream, the tokenizer)."""
 
     def build(seed: int = 0, bos: int | None = None, tokenizer: Any = None) -> Any:
-        config = small_config()
+        config = small_config(num_layers=1)
         return SimpleNamespace(
             engine=engine(config, random_parameters(config, seed)),
             tokenizer=tokenizer or Letters(),
@@ -148,7 +148,7 @@ def test_continuations_of_one_context(
     engine: Callable[..., Engine], slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if each had been consumed by itself; with a second slot the context is consumed once."""
-    config = small_config()
+    config = small_config(num_layers=1)
     e = engine(config, random_parameters(config), slots=slots)
     context = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     consumed: list[int] = []
