@@ -62,8 +62,9 @@ QUANTIZATIONS = {
 }
 
 
-def quantization(name: str) -> Quantization:
-    """The scheme called `name`; `ValueError` lists the known ones."""
+def quantization(name: str, state_dtype: str | None = None) -> Quantization:
+    """The scheme called `name`, with caches of `state_dtype` or its own; `ValueError` lists the known ones."""
     if name not in QUANTIZATIONS:
         raise ValueError(f"unknown quantization {name!r}; expected one of {', '.join(QUANTIZATIONS)}")
-    return QUANTIZATIONS[name]
+    scheme = QUANTIZATIONS[name]
+    return scheme if state_dtype is None else scheme.with_state(state_dtype)

@@ -19,11 +19,12 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Mach
 
     `position` is (chunk index, offset in the chunk); `random` is (seed low, seed high, tokens drawn);
     `recent` a ring of the last tokens drawn; `counts` how often each was. Keys, values and memory keys
-    are two chunk buffers taken in turn by the chunk's parity; keys are rotated by their offset only.
+    are two chunk buffers taken in turn by the chunk's parity; keys are rotated by their offset only. Values of int8
+    are codes, which `value_scales`, one for each token and head, multiply.
 
     A GPU writes the memory spread over a chunk's tokens (8c): `memory_sum` collects what the memory takes in at the
     chunk's end, `log_mass` and `log_sum` normalize the keys of the previous chunk over positions and over features.
-    It reads the memory as `memory_read`, rounded to the caches' dtype, where that has 16 bits.
+    It reads the memory as `memory_read`, rounded to the keys' dtype, where that has 16 bits.
     """
     groups, chunk = config.timenorm_num_groups, config.chunk_size
     heads, cache = config.num_heads, quantization.key_dtype
@@ -44,7 +45,9 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Mach
         yield tensor(f"{prefix}.norm_var", groups)
         yield tensor(f"{prefix}.ema", 2, config.cema_ndim, config.model_dim)
         yield tensor(f"{prefix}.keys", 2, chunk, config.z_dim, dtype=cache)
-        yield tensor(f"{prefix}.values", 2, chunk, config.value_dim, dtype=cache)
+        yield tensor(f"{prefix}.values", 2, chunk, config.value_dim, dtype=quantization.state_dtype)
+        if quantization.state_dtype == "int8":
+            yield tensor(f"{prefix}.value_scales", 2, chunk, heads)
         yield tensor(f"{prefix}.memory_keys", 2, chunk, config.z_dim, dtype=cache)
         yield tensor(f"{prefix}.memory", heads, config.head_dim, config.value_head_dim)
         yield StateTensor(

@@ -112,18 +112,18 @@ def in_memory(spec: Parameter, value: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compile a config for this machine, once: (config, quantization, slots) → library."""
+    """Compile a config for this machine, once: (config, quantization, slots, state dtype) → library."""
     from gecko_mlc.compile.library import compile_library
     from gecko_mlc.compile.target import compile_target
 
     folder = tmp_path_factory.mktemp("libraries")
-    done: dict[tuple[str, str, int], Path] = {}
+    done: dict[tuple[str, str, int, str | None], Path] = {}
 
-    def build(config: GeckoConfig, scheme: str = "q0f32", slots: int = 1) -> Path:
-        key = (config.model_dump_json(), scheme, slots)
+    def build(config: GeckoConfig, scheme: str = "q0f32", slots: int = 1, state: str | None = None) -> Path:
+        key = (config.model_dump_json(), scheme, slots, state)
         if key not in done:
             path = folder / f"{len(done)}.so"
-            compile_library(config, quantization(scheme), compile_target("cpu"), path, slots)
+            compile_library(config, quantization(scheme, state), compile_target("cpu"), path, slots)
             done[key] = path
         return done[key]
 
@@ -132,10 +132,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def engine(compiled: Callable[..., Path]) -> Callable[..., Engine]:
-    """An engine with given parameters: (config, parameters, quantization, slots)."""
+    """An engine with given parameters: (config, parameters, quantization, slots, state dtype)."""
 
-    def build(config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str = "q0f32", slots: int = 1) -> Engine:
-        library = Library(compiled(config, scheme, slots))
+    def build(
+        config: GeckoConfig,
+        parameters: dict[str, np.ndarray],
+        scheme: str = "q0f32",
+        slots: int = 1,
+        state: str | None = None,
+    ) -> Engine:
+        library = Library(compiled(config, scheme, slots, state))
         values = with_derived(config, parameters)
         tensors = [tvm.runtime.tensor(in_memory(spec, values[spec.name])) for spec in library.metadata.parameters]
         return Engine(library, tensors)

@@ -82,3 +82,24 @@ def test_sixteen_bits(scheme: str, tolerance: float, engine: Callable[..., Engin
     ours.reset(0)
     single = np.concatenate([ours.extend_logits(0, [t]) for t in tokens])
     assert np.abs(single - whole).max() < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
+def test_eight_bit_values(scheme: str, engine: Callable[..., Engine]) -> None:
+    """Near the same weights with other caches; logits and state are the same for any split."""
+    config = small_config()
+    parameters, rng = random_parameters(config), np.random.default_rng(2)
+    tokens = rng.integers(0, config.vocab_size, 5 * config.chunk_size + 3).tolist()
+    ours = engine(config, parameters, scheme, state="int8")
+    expected, whole = engine(config, parameters, scheme).extend_logits(0, tokens), ours.extend_logits(0, tokens)
+    assert 0 < np.abs(whole - expected).max() < 1e-2 * np.abs(expected).max()
+    state = {spec.name: ours.read(spec.name, 0).astype(float) for spec in ours.metadata.state}
+    for split in ([1] * len(tokens), random_split(rng, len(tokens), 2 * config.chunk_size)):
+        ours.reset(0)
+        ends = np.cumsum(split)
+        parts = [ours.extend_logits(0, tokens[end - n : end]) for n, end in zip(split, ends, strict=True)]
+        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=1e-3 * np.abs(whole).max())
+        for name in state.keys() - {"token", "logits"}:
+            # A value between two codes may become either.
+            atol = 1 if name.endswith(".values") else 1e-3
+            np.testing.assert_allclose(ours.read(name, 0), state[name], rtol=1e-3, atol=atol)

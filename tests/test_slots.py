@@ -15,9 +15,9 @@ CONFIG = small_config()
 STARTS = {0: 3, 2: 2 * CONFIG.chunk_size - 2, 4: 5 * CONFIG.chunk_size}
 
 
-@pytest.fixture(scope="module")
-def slots(engine: Callable[..., Engine]) -> Engine:
-    return engine(CONFIG, random_parameters(CONFIG), "q0f32", 5)
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def slots(engine: Callable[..., Engine], request: pytest.FixtureRequest) -> Engine:
+    return engine(CONFIG, random_parameters(CONFIG), "q0f32", 5, request.param)
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import functools
 import math
 
 import numpy as np
+from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.math import exp
 from gecko_mlc.tir_kernels.rows import Rows
+from gecko_mlc.tir_kernels.value_cache import row_writer, without_scales
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -60,16 +62,19 @@ def attention_inputs(
     slots: int,
     chunk_size: int,
     eps: float,
-    cache_dtype: str,
+    key_dtype: str,
+    value_dtype: str,
+    machine: Machine,
 ) -> tirx.PrimFunc:
     """Kernel (z [n, Z], v [n, E], gamma [4, Z], beta [4, Z], cos, sin [2C, dz/2], slots, position,
-    keys, values, memory_keys) → queries [n, 2, Z], read weights [n, Z].
+    keys, values, value_scales [S, 2, C, H] of int8 values, memory_keys) → queries [n, 2, Z], read weights [n, Z].
 
-    Rows of the caches, [S, 2, C, features] of `cache_dtype`, are written at the tokens' offsets in the
-    buffer of their chunk's parity. Read weights are softmax(aq) per head. All else is fp32.
+    Rows of the caches, [S, 2, C, features] of `key_dtype` and `value_dtype`, are written at the tokens' offsets
+    in the buffer of their chunk's parity. Read weights are softmax(aq) per head. All else is fp32.
     """
     size, half = z_dim // heads, z_dim // heads // 2
     scale = tirx.const(1.0 / math.sqrt(size), "float32")
+    write_values = row_writer(value_dim, heads, value_dtype, machine)
 
     def affine(which, z, gamma, beta, rms, i, a):  # type: ignore[no-untyped-def]
         """Feature a of q, k, aq or ak (0 to 3) of row i; rms[0] normalizes its head."""
@@ -85,9 +90,10 @@ def attention_inputs(
         sin: T.Buffer((2 * chunk_size, half), "float32"),
         slots_handle: T.handle,
         position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
-        memory_keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
+        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
+        memory_keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
         queries_handle: T.handle,
         weights_handle: T.handle,
     ):
@@ -104,8 +110,7 @@ def attention_inputs(
             slot: T.let = slot_ids[rows.sequence(i)]
             parity: T.let = position[slot, 0] % 2
             offset: T.let = position[slot, 1] + rows.token(i)
-            for e in T.serial(value_dim):
-                values[slot, parity, offset, e] = T.Cast(cache_dtype, v[i, e])
+            write_values(v, i, values, value_scales, slot, parity, offset)
             for h in T.serial(heads):
                 rms[0] = T.float32(0)
                 for a in T.serial(size):
@@ -126,7 +131,7 @@ def attention_inputs(
                     weights[i, h * size + a] = weights[i, h * size + a] / pair[1]
                 for a in T.serial(size):
                     memory_keys[slot, parity, offset, h * size + a] = T.Cast(
-                        cache_dtype,
+                        key_dtype,
                         affine(3, z, gamma, beta, rms, i, h * size + a),
                     )
                 for j in T.serial(half):
@@ -151,13 +156,13 @@ def attention_inputs(
                         pair[c] = affine(1, z, gamma, beta, rms, i, h * size + 2 * j + c)
                     if h < rope_heads:
                         keys[slot, parity, offset, h * size + 2 * j] = T.Cast(
-                            cache_dtype, pair[0] * cos[offset, j] - pair[1] * sin[offset, j]
+                            key_dtype, pair[0] * cos[offset, j] - pair[1] * sin[offset, j]
                         )
                         keys[slot, parity, offset, h * size + 2 * j + 1] = T.Cast(
-                            cache_dtype, pair[0] * sin[offset, j] + pair[1] * cos[offset, j]
+                            key_dtype, pair[0] * sin[offset, j] + pair[1] * cos[offset, j]
                         )
                     else:
                         for c in T.unroll(2):
-                            keys[slot, parity, offset, h * size + 2 * j + c] = T.Cast(cache_dtype, pair[c])
+                            keys[slot, parity, offset, h * size + 2 * j + c] = T.Cast(key_dtype, pair[c])
 
-    return kernel
+    return without_scales(kernel, value_dtype)

@@ -11,6 +11,7 @@ import numpy as np
 from gecko_mlc.tir_kernels.machine import Machine, divide
 from gecko_mlc.tir_kernels.math import MASKED, exp, loader
 from gecko_mlc.tir_kernels.reduction import clear, sum_lanes
+from gecko_mlc.tir_kernels.value_cache import without_scales
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -49,10 +50,12 @@ def prefill(
     heads: int,
     slots: int,
     chunk_size: int,
-    cache_dtype: str,
+    key_dtype: str,
+    value_dtype: str,
     machine: Machine,
 ) -> tirx.PrimFunc:
-    """Kernel (queries [n, 2, Z], slots [1], position, keys, values) → y [n, E].
+    """Kernel (queries [n, 2, Z], slots [1], position, keys, values, value_scales [S, 2, C, H] of int8 values)
+    → y [n, E].
 
     The tokens' own keys and values are in the caches [S, 2, C, features] already; the rest is fp32.
     """
@@ -65,7 +68,7 @@ def prefill(
     columns = width * vectors
     row_tile = max(lanes // 2, 4)
 
-    load = loader(cache_dtype)
+    load, load_value = loader(key_dtype), loader(value_dtype)
 
     @T.inline
     def score(scores, part, query, keys, slot, parity, h, count, causal_from, maximum):
@@ -97,12 +100,15 @@ def prefill(
                     maximum[lane] = T.max(maximum[lane], scores[part, tile * key_tile + j, lane])
 
     @T.inline
-    def exponentiate(scores, part, count, maximum, total):
+    def exponentiate(scores, part, count, maximum, total, value_scales, slot, parity, h):
         for j in T.serial(count):
             for lane in T.vectorized(rows):
                 scores[part, j, lane] = exp(scores[part, j, lane] - maximum[lane])
             for lane in T.vectorized(rows):
                 total[lane] = total[lane] + scores[part, j, lane]
+            if value_dtype == "int8":
+                for lane in T.vectorized(rows):
+                    scores[part, j, lane] = scores[part, j, lane] * value_scales[slot, parity, j, h]
 
     @T.inline
     def weigh(sums, scores, part, values, slot, parity, column, first_row, count):
@@ -110,17 +116,18 @@ def prefill(
             for i in T.unroll(row_tile):
                 for v in T.unroll(vectors):
                     for lane in T.vectorized(width):
-                        sums[i, v * width + lane] = sums[i, v * width + lane] + scores[part, j, first_row + i] * load(
-                            values, slot, parity, j, column + v * width + lane
-                        )
+                        sums[i, v * width + lane] = sums[i, v * width + lane] + scores[
+                            part, j, first_row + i
+                        ] * load_value(values, slot, parity, j, column + v * width + lane)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
         queries_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
         position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
+        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
         y_handle: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -148,8 +155,8 @@ def prefill(
                 total[lane] = T.float32(0)
             score(scores, 0, query, keys, slot, parity, h, own, offset, maximum)
             score(scores, 1, query, keys, slot, 1 - parity, h, previous, chunk_size, maximum)
-            exponentiate(scores, 0, own, maximum, total)
-            exponentiate(scores, 1, previous, maximum, total)
+            exponentiate(scores, 0, own, maximum, total, value_scales, slot, parity, h)
+            exponentiate(scores, 1, previous, maximum, total, value_scales, slot, 1 - parity, h)
             for block in T.serial(value_size // columns):
                 for group in T.serial(rows // row_tile):
                     if first + group * row_tile < n:
@@ -184,7 +191,7 @@ def prefill(
                                     h * value_size + block * columns + lane,
                                 ] = sums[i, lane] / total[group * row_tile + i]
 
-    return kernel
+    return without_scales(kernel, value_dtype)
 
 
 def decode_tiles(chunk_size: int) -> int:
@@ -199,11 +206,12 @@ def decode(
     heads: int,
     slots: int,
     chunk_size: int,
-    cache_dtype: str,
+    key_dtype: str,
+    value_dtype: str,
     machine: Machine,
 ) -> tirx.PrimFunc:
-    """Kernel (queries [b, 2, Z], slots [b], position, keys, values) → sums [b, H, tiles, dv],
-    statistics [b, H, tiles, 2].
+    """Kernel (queries [b, 2, Z], slots [b], position, keys, values, value_scales [S, 2, C, H] of int8 values)
+    → sums [b, H, tiles, dv], statistics [b, H, tiles, 2].
 
     Statistics are the maximum of a tile's scores and the sum of their exponentials; an empty tile has the
     sum 0 and leaves its sums unwritten.
@@ -212,7 +220,7 @@ def decode(
     tiles = decode_tiles(chunk_size)
     key_width, width = machine.width(size), machine.width(value_size)
 
-    load = loader(cache_dtype)
+    load, load_value = loader(key_dtype), loader(value_dtype)
 
     @T.inline
     def score(scores, first, rows, queries, keys, i, part, slot, parity, start, h):
@@ -234,7 +242,7 @@ def decode(
         for d in T.serial(value_size // width):
             for j in T.unroll(rows):
                 for lane in T.vectorized(width):
-                    sums[d * width + lane] = sums[d * width + lane] + scores[first + j] * load(
+                    sums[d * width + lane] = sums[d * width + lane] + scores[first + j] * load_value(
                         values, slot, parity, start + first + j, column + d * width + lane
                     )
 
@@ -243,8 +251,9 @@ def decode(
         queries_handle: T.handle,
         slots_handle: T.handle,
         position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
+        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
         sums_handle: T.handle,
         statistics_handle: T.handle,
     ):
@@ -287,6 +296,9 @@ def decode(
                 total[0] = total[0] + scores[j]
             statistics[i, h, tile, 0] = maximum[0]
             statistics[i, h, tile, 1] = total[0]
+            if value_dtype == "int8":
+                for j in T.serial(count):
+                    scores[j] = scores[j] * value_scales[slot, parity, start + j, h]
             if count > 0:
                 for d in T.serial(value_size // width):
                     for lane in T.vectorized(width):
@@ -299,7 +311,7 @@ def decode(
                     for lane in T.vectorized(width):
                         partial[i, h, tile, d * width + lane] = sums[d * width + lane]
 
-    return kernel
+    return without_scales(kernel, value_dtype)
 
 
 @functools.cache

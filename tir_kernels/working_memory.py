@@ -8,6 +8,7 @@ from gecko_mlc.tir_kernels.machine import Machine, divide
 from gecko_mlc.tir_kernels.math import exp, loader
 from gecko_mlc.tir_kernels.reduction import clear
 from gecko_mlc.tir_kernels.rows import Rows
+from gecko_mlc.tir_kernels.value_cache import value_loader, without_scales
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -167,11 +168,12 @@ def write(
     heads: int,
     slots: int,
     chunk_size: int,
-    cache_dtype: str,
+    value_dtype: str,
     machine: Machine,
 ) -> tirx.PrimFunc:
     """Kernel (kappa, shares [b, H, C, dz], rho [b, H, dz], slots [b], position, values [S, 2, C, E],
-    memory [S, H, dz, dv]): the delta rule, `memory` updated in place. Does nothing at the end of chunk 0.
+    value_scales [S, 2, C, H] of int8 values, memory [S, H, dz, dv]): the delta rule, `memory` updated in place.
+    Does nothing at the end of chunk 0.
     """
     size, value_size = z_dim // heads, value_dim // heads
     width = machine.width(value_size)
@@ -181,7 +183,7 @@ def write(
     tile = machine.registers // 4
     position_tile, feature_tile = (_divisor(extent, tile) for extent in (chunk_size, size))
 
-    load = loader(cache_dtype)
+    load = value_loader(value_dtype)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -190,7 +192,8 @@ def write(
         rho_handle: T.handle,
         slots_handle: T.handle,
         position: T.Buffer((slots, 2), "int32"),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
+        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
         memory: T.Buffer((slots, heads, size, value_size), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -225,6 +228,8 @@ def write(
                             error[block * position_tile + j, lane] = (
                                 load(
                                     values,
+                                    value_scales,
+                                    h,
                                     slot,
                                     parity,
                                     block * position_tile + j,
@@ -252,7 +257,7 @@ def write(
                                 update[a, lane] - memory[slot, h, block * feature_tile + a, column + lane]
                             )
 
-    return kernel
+    return without_scales(kernel, value_dtype)
 
 
 def _divisor(extent: int, limit: int) -> int:

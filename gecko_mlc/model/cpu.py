@@ -84,10 +84,10 @@ class CPULaunches:
     def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
         """A layer's working-memory write (2.7)."""
         c, b = self.build.config, slot_ids.shape[0]
-        dtype, dz = self.build.quantization.key_dtype, c.head_dim
-        keys, values, memory, log_norm = (f"{prefix}{name}" for name in ("memory_keys", "values", "memory", "log_norm"))
+        dtypes, dz = self.build.quantization, c.head_dim
+        keys, memory, log_norm = (f"{prefix}{name}" for name in ("memory_keys", "memory", "log_norm"))
         kappa, shares, rho = state.update(
-            working_memory.write_weights(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, dtype),
+            working_memory.write_weights(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, dtypes.key_dtype),
             "working_memory_weights",
             [slot_ids, "position", keys, log_norm],
             [log_norm],
@@ -104,11 +104,11 @@ class CPULaunches:
                 c.num_heads,
                 self.build.slots,
                 c.chunk_size,
-                dtype,
+                dtypes.state_dtype,
                 self.machine,
             ),
             "working_memory_write",
-            [kappa, shares, rho, slot_ids, "position", values, memory],
+            [kappa, shares, rho, slot_ids, "position", *self._values(prefix), memory],
             [memory],
         )
 
@@ -156,8 +156,8 @@ class CPULaunches:
         r = self._linear(mega.wr, mx, packed, activation="silu")
         h1 = self._linear(mega.wh1, mx, packed)
 
-        dtype = self.build.quantization.key_dtype
-        keys, values, memory_keys, memory = (f"{prefix}{name}" for name in ("keys", "values", "memory_keys", "memory"))
+        dtypes, values = self.build.quantization, self._values(prefix)
+        keys, memory_keys, memory = (f"{prefix}{name}" for name in ("keys", "memory_keys", "memory"))
         queries, weights = call.state.update(
             attention_inputs.attention_inputs(
                 call.rows,
@@ -168,7 +168,9 @@ class CPULaunches:
                 total,
                 c.chunk_size,
                 c.norm_eps,
-                dtype,
+                dtypes.key_dtype,
+                dtypes.state_dtype,
+                self.machine,
             ),
             "attention_inputs",
             [
@@ -181,13 +183,13 @@ class CPULaunches:
                 call.slots,
                 "position",
                 keys,
-                values,
+                *values,
                 memory_keys,
             ],
-            [keys, values, memory_keys],
+            [keys, *values, memory_keys],
             [fresh(call.n, 2, c.z_dim), fresh(call.n, c.z_dim)],
         )
-        sca = self._attend(call, queries, call.state[keys], call.state[values])
+        sca = self._attend(call, queries, [call.state[name] for name in (keys, *values)])
         merged = launch(
             working_memory.read(call.rows, c.z_dim, c.value_dim, c.num_heads, total, self.machine),
             "working_memory_read",
@@ -196,19 +198,20 @@ class CPULaunches:
         )
         return self._linear(mega.wh2, merged, self._pack(merged), "residual2", [x, h1])
 
-    def _attend(self, call: Call, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """sca [n, E] (2.6)."""
-        c = self.build.config
+    def _attend(self, call: Call, queries: Tensor, window: list[Tensor]) -> Tensor:
+        """sca [n, E] (2.6), with the keys and values of the `window`."""
+        c, dtypes = self.build.config, self.build.quantization
         shapes = (
             c.z_dim,
             c.value_dim,
             c.num_heads,
             self.build.slots,
             c.chunk_size,
-            self.build.quantization.key_dtype,
+            dtypes.key_dtype,
+            dtypes.state_dtype,
             self.machine,
         )
-        arguments = [queries, call.slots, call.state["position"], keys, values]
+        arguments = [queries, call.slots, call.state["position"], *window]
         out = fresh(call.n, c.value_dim)
         if call.rows is Rows.PREFILL:
             return launch(chunk_attention.prefill(*shapes), "attention", arguments, out)
@@ -224,6 +227,9 @@ class CPULaunches:
         )
         kernel = chunk_attention.combine(c.value_dim, c.num_heads, c.chunk_size, self.machine)
         return launch(kernel, "attention_combine", list(partial), out)
+
+    def _values(self, prefix: str) -> list[str]:
+        return [f"{prefix}{name}" for name in self.build.value_tensors]
 
     def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
         """The block's output [n, D] of y, its middle, and x, its input."""

@@ -25,6 +25,11 @@ class Build(NamedTuple):
     slots: int
 
     @property
+    def value_tensors(self) -> tuple[str, ...]:
+        """The state tensors of a layer that hold its values, as kernels take them."""
+        return ("values", "value_scales") if self.quantization.state_dtype == "int8" else ("values",)
+
+    @property
     def weight_format(self) -> WeightFormat:
         """How weight matrices lie in memory."""
         group = self.quantization.group

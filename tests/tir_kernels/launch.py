@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from gecko_mlc.tir_kernels import value_cache
 from gecko_mlc.tir_kernels.machine import Machine
 from tvm.target import codegen
 
@@ -42,3 +43,11 @@ def floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def ints(*values: int) -> np.ndarray:
     """An int32 vector."""
     return np.array(values, np.int32)
+
+
+def cached_values(v: np.ndarray, heads: int, dtype: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Values [..., E] as a cache of `dtype` holds them (codes and scales of int8), and what they are there in fp64."""
+    if dtype != "int8":
+        return [v.astype(dtype)], v.astype(dtype).astype(float)
+    codes, scales = value_cache.oracle(v, heads)
+    return [codes, scales], value_cache.values_of(codes, scales).astype(float)
