@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tvm
-from gecko_mlc.tir_kernels.machine import CUDA, Machine
+from gecko_mlc.tir_kernels.machine import CUDA, ByteDot, Machine
 from tvm.target import codegen
 
 from gecko_mlc.abi import TargetSpec
@@ -25,6 +25,7 @@ _CHECKED_FEATURES = (
     "avx512dq",
     "avx512vl",
     "avx512vnni",
+    "avxvnni",
     "avx512bf16",
     "neon",
     "fullfp16",
@@ -137,7 +138,13 @@ def _cpu_target(host: str | None, mcpu: str | None, portable: bool) -> tuple[dic
 
 def _machine(triple: str, features: set[str]) -> Machine:
     if triple.startswith("aarch64"):
-        return Machine(lanes=4, registers=32)
+        return Machine(4, 32, ByteDot.NEON if "dotprod" in features else ByteDot.PLAIN)
     if "avx512f" in features:
-        return Machine(lanes=16, registers=32)
-    return Machine(lanes=8 if "avx" in features else 4, registers=16)
+        return Machine(16, 32, ByteDot.VNNI if "avx512vnni" in features else _pairs(features, "avx512bw"))
+    if "avx" in features:
+        return Machine(8, 16, ByteDot.VNNI if "avxvnni" in features else _pairs(features, "avx2"))
+    return Machine(4, 16)
+
+
+def _pairs(features: set[str], needed: str) -> ByteDot:
+    return ByteDot.PAIRS if needed in features else ByteDot.PLAIN

@@ -10,6 +10,7 @@ from pathlib import Path
 _LINUX_NAMES = {
     "avx512_bf16": "avx512bf16",
     "avx512_vnni": "avx512vnni",
+    "avx_vnni": "avxvnni",
     "asimd": "neon",
     "asimdhp": "fullfp16",
     "asimddp": "dotprod",

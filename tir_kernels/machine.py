@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any, NamedTuple
 
 
+class ByteDot(enum.Enum):
+    """Instructions for dot products of bytes: x86's VNNI or AVX2's and AVX-512's on pairs, Arm's `sdot`, or none."""
+
+    VNNI = "vnni"
+    PAIRS = "pairs"
+    NEON = "neon"
+    PLAIN = "plain"
+
+
 class Machine(NamedTuple):
-    """The vector unit of a CPU: fp32 `lanes` of a register, and how many `registers` there are."""
+    """The vector unit of a CPU: fp32 `lanes` of a register, how many `registers` there are, and `byte_dot`."""
 
     lanes: int = 16
     registers: int = 32
+    byte_dot: ByteDot = ByteDot.PLAIN
 
     def width(self, extent: int) -> int:
         """The widest vector that divides a contiguous `extent`."""

@@ -269,8 +269,9 @@ class CPULaunches:
         """x [n, K] as products read it, shared by all of them."""
         n, features = x.shape
         weights = self.build.weight_format
+        shape = linear.packed_shape(n, int(features), weights, self.machine)
         kernel = linear.pack_rows(int(features), weights, self.machine)
-        return launch(kernel, "pack_rows", [x], fresh(*linear.packed_shape(n, int(features), weights, self.machine)))
+        return launch(kernel, "pack_rows", [x], fresh(*shape, dtype=linear.packed_dtype(weights)))
 
     def _linear(
         self,

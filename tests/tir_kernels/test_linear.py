@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from gecko_mlc.tir_kernels import linear
+from gecko_mlc.tir_kernels import dense_product, linear
 from gecko_mlc.tir_kernels.machine import Machine, divide
 from launch import floats, launch, machines
 
@@ -36,7 +36,7 @@ def check(n: int, k: int, out: int, dtype: Any, machine: Machine, epilogue: str,
 
 
 @machines
-@pytest.mark.parametrize("n", [1, 5, linear.FEW_ROWS, linear.FEW_ROWS + 1, 25])
+@pytest.mark.parametrize("n", [1, 5, dense_product.FEW_ROWS, dense_product.FEW_ROWS + 1, 25])
 @pytest.mark.parametrize(("k", "out"), [(30, 33), (48, 64), (7, 3)])
 def test_sizes(machine: Machine, n: int, k: int, out: int) -> None:
     check(n, k, out, np.float32, machine, "bias", "silu")
