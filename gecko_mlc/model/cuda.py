@@ -74,7 +74,7 @@ class CUDALaunches:
             [fresh(call.n if decoding else 1, c.model_dim)],
         )
         rows = self.build.slots if decoding else 1
-        kernel = decode_linear.head(c.model_dim, c.num_outputs, self.build.slots, self.dtype, rows)
+        kernel = decode_linear.head(c.model_dim, c.num_outputs, self.build.slots, head.format, rows)
         call.state.update(kernel, "head", [y, head.weight, call.slots, "logits"], ["logits"])
 
     def logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix, into: Tensor | None = None) -> Tensor:
@@ -86,7 +86,7 @@ class CUDALaunches:
             [x, norm.weight, norm.bias, self._moments(call, "final_", x)],
             fresh(call.n, c.model_dim, dtype=self.dtype),
         )
-        kernel = linear.linear(c.model_dim, c.num_outputs, self.dtype, self.machine)
+        kernel = linear.linear(c.model_dim, c.num_outputs, head.format, self.machine)
         if into is not None:
             return op.tensor_ir_inplace_op(kernel, "head", [y, head.weight, into], [2], into)
         return launch(kernel, "head", [y, head.weight], fresh(call.n, c.num_outputs))
@@ -185,7 +185,7 @@ class CUDALaunches:
                 c.norm_affine,
                 total,
                 c.chunk_size,
-                self.dtype,
+                self.build.weight_format,
                 self.cache_dtype,
                 total,
             ),
@@ -228,7 +228,7 @@ class CUDALaunches:
             ],
             fresh(b, c.value_dim),
         )
-        kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, self.dtype, False, total)
+        kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, self.build.weight_format, False, total)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(b, c.model_dim))
 
     def _ffn_step(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
@@ -242,14 +242,15 @@ class CUDALaunches:
                 c.norm_eps,
                 c.norm_affine,
                 c.swiglu,
-                self.dtype,
+                self.build.weight_format,
                 rows,
             ),
             "gate",
             [y, *_present(ffn.norm.weight, ffn.norm.bias), *_matrices(ffn)],
             fresh(b, c.ffn_hidden_dim),
         )
-        kernel = decode_linear.linear_residual(c.ffn_hidden_dim, c.model_dim, self.dtype, ffn.alpha is not None, rows)
+        scaled = ffn.alpha is not None
+        kernel = decode_linear.linear_residual(c.ffn_hidden_dim, c.model_dim, self.build.weight_format, scaled, rows)
         residual = x if c.two_hop_residual else y
         arguments = [hidden, ffn.fc2.weight, *_present(ffn.alpha), residual]
         return launch(kernel, "linear_residual", arguments, fresh(b, c.model_dim))
@@ -277,7 +278,7 @@ class CUDALaunches:
         keys, values, memory_keys = (f"{prefix}{name}" for name in ("keys", "values", "memory_keys"))
         call.state.update(
             linear.value_projection(
-                c.model_dim, c.value_dim, total, c.chunk_size, self.dtype, self.cache_dtype, self.machine
+                c.model_dim, c.value_dim, total, c.chunk_size, self.build.weight_format, self.cache_dtype, self.machine
             ),
             "value_projection",
             [u, *_present(mega.wv.weight, mega.wv.bias), call.slots, "position", values],
@@ -291,7 +292,7 @@ class CUDALaunches:
         )
         layers = (mega.wz, mega.wr, mega.wh1)
         z, r, h = op.tensor_ir_op(
-            linear.projections(c.model_dim, c.z_dim, c.value_dim, self.dtype, self.machine),
+            linear.projections(c.model_dim, c.z_dim, c.value_dim, self.build.weight_format, self.machine),
             "projections",
             [mx, *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)), x],
             [fresh(n, c.z_dim), fresh(n, c.value_dim, dtype=self.dtype), fresh(n, c.model_dim)],
@@ -336,7 +337,7 @@ class CUDALaunches:
             fresh(n, c.value_dim, dtype=self.dtype),
         )
         self._absorb(call, prefix, working_memory.absorb(c.model_dim, *self._memory_shape()), [x])
-        kernel = linear.linear_residual(c.value_dim, c.model_dim, self.dtype, False, self.machine)
+        kernel = linear.linear_residual(c.value_dim, c.model_dim, self.build.weight_format, False, self.machine)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(n, c.model_dim))
 
     def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
@@ -349,13 +350,13 @@ class CUDALaunches:
             fresh(n, c.model_dim, dtype=self.dtype),
         )
         hidden = launch(
-            linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, self.dtype, self.machine),
+            linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, self.build.weight_format, self.machine),
             "gate",
             [u, *_matrices(ffn)],
             fresh(n, c.ffn_hidden_dim, dtype=self.dtype),
         )
         scaled = ffn.alpha is not None
-        kernel = linear.linear_residual(c.ffn_hidden_dim, c.model_dim, self.dtype, scaled, self.machine)
+        kernel = linear.linear_residual(c.ffn_hidden_dim, c.model_dim, self.build.weight_format, scaled, self.machine)
         residual = x if c.two_hop_residual else y
         arguments = [hidden, ffn.fc2.weight, *_present(ffn.alpha), residual]
         return launch(kernel, "linear_residual", arguments, fresh(n, c.model_dim))

@@ -1,0 +1,161 @@
+"""How the tiles of a weight matrix come to shared memory, for CUDA: copied as they are, or dequantized on the way.
+
+The order of the inputs that are summed is free. Threads load 16 bytes at a time, of codes more than the 8 inputs of a
+chunk: 16 (8 bits), 32 (4 bits) or a whole group of 40 (3 bits). A step multiplies one chunk or two of each of
+these vectors, whose codes stay in registers for the steps that they last, and takes the same inputs of the other
+operand. A step's codes are dequantized while the tensor cores multiply what came before.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gecko_mlc.tir_kernels.cuda.dequantize import dequantize, load_scale
+from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, load_registers, select_address, store_registers
+from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
+from gecko_mlc.tir_kernels.cuda.tile_products import Tile
+from gecko_mlc.tir_kernels.machine import divide
+from gecko_mlc.tir_kernels.weights import weight_loader
+from tvm.script import tirx as T
+
+from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
+
+Expr = Any
+
+CHUNKS = 8  # of 8 inputs, in a row of a tile
+
+
+class Matrix(NamedTuple):
+    """The reading of a weight, or of several: address(which, o, i) is that of element i in the memory of row o, and
+    value(which, o, k) the fp32 number that input k of output o is multiplied by."""
+
+    address: Callable[[Expr, Expr, Expr], Expr]
+    value: Callable[[Expr, Expr, Expr], Expr]
+
+
+def matrix_reader(weights: WeightFormat, features: int) -> Callable[[Any], Matrix]:
+    """A function from a buffer that holds a weight [O, `features`] to its reading."""
+    load = weight_loader(weights, features)
+    return lambda weight: Matrix(
+        lambda _, o, i: T.address_of(weight[o, i]),
+        lambda _, o, k: load(weight, o, k),
+    )
+
+
+def either(first: Callable[[Expr], Expr], a: Matrix, b: Matrix) -> Matrix:
+    """The reading of a where first(which) holds, else of b."""
+    return Matrix(
+        lambda which, o, i: select_address(first(which), a.address(which, o, i), b.address(which, o, i)),
+        lambda which, o, k: T.if_then_else(first(which), a.value(which, o, k), b.value(which, o, k)),
+    )
+
+
+class Source(NamedTuple):
+    """What a block multiplies by: rows `first` to `end` of a matrix, or of each of several. `tx` is the thread."""
+
+    matrix: Matrix
+    first: Expr
+    end: Expr
+    tx: Expr
+
+
+class WeightTiles(NamedTuple):
+    """The `steps` of a product, and inlines that bring each one's tile of weights.
+
+    first_input(step, chunk) is the first of the 8 inputs that lie in that chunk of a tile's rows. A thread holds
+    codes in `registers` uint32: `fetch(held, source, step)` begins to load those of a step, and
+    `load(tiles, place, held, source, step)` makes the step's tile at tiles[place], and fetches what the next one
+    needs. Steps are loaded in their order.
+    """
+
+    steps: int
+    registers: int
+    first_input: Callable[[Expr, Expr], Expr]
+    fetch: Any
+    load: Any
+
+
+@functools.cache
+def weight_tiles(features: int, weights: WeightFormat, tile: Tile, count: int) -> WeightTiles:
+    """Tiles with as many rows of each of `count` weights [O, `features`]."""
+    return _dense(features, tile, count) if isinstance(weights, Dense) else _quantized(features, weights, tile, count)
+
+
+def _dense(features: int, tile: Tile, count: int) -> WeightTiles:
+    rows_each, rows_at_once = tile.columns // count, tile.threads // CHUNKS
+
+    def first_input(step: Expr, chunk: Expr) -> Expr:
+        return step * DEPTH + chunk * 8
+
+    @T.inline
+    def fetch(held, source, step):
+        T.evaluate(0)
+
+    @T.inline
+    def load(tiles, place, held, source, step):
+        chunk: T.let = source.tx % CHUNKS
+        k: T.let = first_input(step, chunk)
+        for i in T.unroll(tile.columns // rows_at_once):
+            row: T.let = source.tx // CHUNKS + i * rows_at_once
+            o: T.let = source.first + row % rows_each
+            # What lies outside is read as zeros, from an address that exists.
+            copy_16_if(
+                T.address_of(tiles[place + swizzled(row, chunk)]),
+                source.matrix.address(row // rows_each, T.min(o, source.end - 1), T.min(k, features - 8)),
+                T.Cast("int32", o < source.end and k < features),
+            )
+
+    return WeightTiles(divide(features, DEPTH), 1, first_input, fetch, load)
+
+
+def _quantized(features: int, layout: GroupLayout, tile: Tile, count: int) -> WeightTiles:
+    rows_each = tile.columns // count
+    inputs = 4 * layout.codes_per_word
+    # Of each vector, two neighbouring chunks if their number is even: 32 bytes of the other operand, a sector.
+    chunks = 2 - inputs // 8 % 2
+    phases = inputs // 8 // chunks
+    vectors = CHUNKS // chunks
+    rows_at_once = tile.threads // vectors
+    loads = tile.columns // rows_at_once
+    last = layout.quantization.groups(features) * layout.quantization.group_size // inputs - 1
+    offset = layout.scale_offset(features)
+    dequantize_chunk = dequantize(layout)
+
+    def first_input(step: Expr, chunk: Expr) -> Expr:
+        vector = step // phases * vectors + chunk // chunks
+        return vector * inputs + (step % phases * chunks + chunk % chunks) * 8
+
+    @T.inline
+    def fetch(held, source, step):
+        # Beyond the last are no inputs: what stands there is multiplied by zeros.
+        vector: T.let = T.min(step // phases * vectors + source.tx % vectors, last)
+        for i in T.unroll(loads):
+            row: T.let = source.tx // vectors + i * rows_at_once
+            o: T.let = T.min(source.first + row % rows_each, source.end - 1)
+            load_registers(T.address_of(held[i * 5]), source.matrix.address(row // rows_each, o, vector * 4))
+            held[i * 5 + 4] = load_scale(
+                source.matrix.address(row // rows_each, o, offset), vector * inputs // layout.quantization.group_size
+            )
+
+    @T.inline
+    def load(tiles, place, held, source, step):
+        values = T.alloc_buffer((4,), "uint32", scope="local")
+        for phase in T.unroll(phases):
+            if step % phases == phase:
+                for i in T.unroll(loads):
+                    for c in T.unroll(chunks):
+                        row: T.let = source.tx // vectors + i * rows_at_once
+                        dequantize_chunk(
+                            T.address_of(values[0]),
+                            T.address_of(held[i * 5]),
+                            phase * chunks + c,
+                            held[i * 5 + 4],
+                        )
+                        store_registers(
+                            T.address_of(tiles[place + swizzled(row, source.tx % vectors * chunks + c)]),
+                            T.address_of(values[0]),
+                        )
+        if step % phases == phases - 1:
+            fetch(held, source, step + 1)
+
+    return WeightTiles(divide(features, vectors * inputs) * phases, 5 * loads, first_input, fetch, load)
