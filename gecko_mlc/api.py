@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gecko_mlc.prepare import model_folder, model_library
+from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.generation import Generation, GenerationOptions
 from gecko_mlc.runtime.model import Conversation, Model
 from gecko_mlc.runtime.sampling import Sampling
@@ -27,13 +28,17 @@ def load_model(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     slots: int = 1,
+    state_dtype: str | None = None,
 ) -> Model:
     """Load a model folder, or the demo by its name, with a library or one compiled for this machine.
 
     Without a library, `device` is what to compile for: cpu, cuda, or auto, this machine's GPU if it has one, and
-    `slots` for how many streams at a time. `say` is told of work that takes long, `progress` of bytes loaded and in
-    all. Raises `GeckoError`.
+    `slots` for how many streams at a time, and `state_dtype` what their keys and values are kept as (float32, float16,
+    bfloat16, or int8 for values alone); by default what the model's quantization says. `say` is told of work that
+    takes long, `progress` of bytes loaded and in all. Raises `GeckoError`.
     """
+    if model_lib is not None and state_dtype is not None:
+        raise GeckoError(f"{model_lib} is compiled already: its state dtype cannot be chosen, only with `compile`")
     folder = model_folder(str(model), say)
-    library = Path(model_lib) if model_lib is not None else model_library(folder, device, say, slots)
+    library = Path(model_lib) if model_lib is not None else model_library(folder, device, say, slots, state_dtype)
     return Model(folder, library, progress)

@@ -73,18 +73,24 @@ def library_name(device: str) -> str:
 
 
 def model_library(
-    folder: Path, device: str = "auto", say: Callable[[str], None] = lambda text: None, slots: int = 1
+    folder: Path,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda text: None,
+    slots: int = 1,
+    state_dtype: str | None = None,
 ) -> Path:
     """The library in the model folder `folder`, or one for this machine, compiled when first needed with `slots`.
 
-    `device` is cpu, cuda, or auto: this machine's GPU if it has one that can be used. The compiler runs in a process
-    of its own: this one needs no more than TVM's runtime. Raises `GeckoError` when nothing can be compiled.
+    `device` is cpu, cuda, or auto: this machine's GPU if it has one that can be used. With a `state_dtype` it is a
+    library of that one. The compiler runs in a process of its own: this one needs no more than TVM's runtime. Raises
+    `GeckoError` when nothing can be compiled.
     """
     # What comes with a model is used on `auto`, be it for the slower device.
     kinds = [device] if device != "auto" else ["cpu", "cuda"] if gpu.usable() is None else ["cuda", "cpu"]
     for kind in kinds:
-        if (folder / library_name(kind)).is_file():
-            return folder / library_name(kind)
+        library = folder / library_name(kind)
+        if library.is_file() and (state_dtype is None or state_dtype == read_metadata(library).state_dtype):
+            return library
     kind = kinds[0]
     if importlib.util.find_spec("gecko_mlc.compile") is None:
         raise GeckoError(
@@ -95,6 +101,7 @@ def model_library(
     key = {
         "config": chat_config.config,
         "quantization": chat_config.quantization,
+        "state_dtype": state_dtype,
         "slots": slots,
         "machine": [machine.architecture(), kind, *here],
         "versions": [__version__, ABI_VERSION, version("apache-tvm"), _sources_digest()],
@@ -105,6 +112,7 @@ def model_library(
         say(f"compiling for this machine into {path} (once)")
         command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", kind]
         command += ["--overrides", f"max_batch_size={slots}"]
+        command += [] if state_dtype is None else ["--state-dtype", state_dtype]
         environment = {k: v for k, v in os.environ.items() if k != "TVM_USE_RUNTIME_LIB"}
         done = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, env=environment, check=False)
         if done.returncode:

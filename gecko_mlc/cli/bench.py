@@ -14,6 +14,7 @@ from gecko_mlc.cli.common import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
+    StateDtypeOption,
     byte_progress,
     console,
     say,
@@ -37,6 +38,7 @@ def bench(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file for the result.")] = None,
     model_lib: ModelLibOption = None,
     device: DeviceOption = "auto",
+    state_dtype: StateDtypeOption = None,
 ) -> None:
     """Measure tokens per second, and what part of this machine that is.
 
@@ -54,13 +56,14 @@ def bench(
     show_arguments(
         model=model,
         model_lib=model_lib,
+        state_dtype=state_dtype,
         prompt_tokens=prompt_tokens,
         decode_tokens=decode_tokens,
         depth=depth,
         repetitions=repetitions,
     )
     with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, device, say, progress)
+        loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
     with console.status("") as status:
         report = core.run(
             loaded.engine,

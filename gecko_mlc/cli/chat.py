@@ -10,6 +10,7 @@ from gecko_mlc.cli.common import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
+    StateDtypeOption,
     byte_progress,
     checked,
     console,
@@ -38,6 +39,7 @@ def chat(
     seed: Seed = 0,
     model_lib: ModelLibOption = None,
     device: DeviceOption = "auto",
+    state_dtype: StateDtypeOption = None,
 ) -> None:
     """Talk with a model. The state remembers: a turn feeds only its own tokens.
 
@@ -45,9 +47,9 @@ def chat(
     """
     from gecko_mlc.api import Conversation, load_model
 
-    show_arguments(model=model, model_lib=model_lib, seed=seed)
+    show_arguments(model=model, model_lib=model_lib, state_dtype=state_dtype, seed=seed)
     with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, device, say, progress)
+        loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
     settings: dict[str, Any] = {
         **loaded.default_sampling().model_dump(),
         "max_tokens": 512,

@@ -37,6 +37,14 @@ ModelLibOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", help="Without --model-lib: cpu, cuda, or auto, this machine's GPU if it has one.")
 ]
+StateDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dtype",
+        help="What a library that is compiled keeps keys and values as: float32, float16, bfloat16 or int8 (values"
+        " alone); by default what the quantization does.",
+    ),
+]
 QuantizationOption = Annotated[str, typer.Option("--quantization", help="q0f32, q0f16 or q0bf16.")]
 
 

@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from gecko_mlc.cli.common import console, parse_overrides, show_arguments
+from gecko_mlc.cli.common import StateDtypeOption, console, parse_overrides, show_arguments
 from gecko_mlc.runtime import gpu
 from gecko_mlc.runtime.errors import GeckoError
 
@@ -43,6 +43,7 @@ def compile(
     model: ConfigArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The library; its suffix is its format (.so).")],
     quantization: QuantizationOption = None,
+    state_dtype: StateDtypeOption = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     arch: ArchOption = None,
     host: Annotated[
@@ -67,7 +68,7 @@ def compile(
 
     Example: gecko-mlc compile gecko-7b --quantization q0bf16 --arch sm_80,sm_90 -o dist/libs/gecko-7b-q0bf16-cuda.so
     """
-    compiled = compile_model(model, output, quantization, device, arch, host, mcpu, overrides, debug_dump)
+    compiled = compile_model(model, output, quantization, state_dtype, device, arch, host, mcpu, overrides, debug_dump)
     from gecko_mlc.compile.kernels import launches_of
 
     target, layers = compiled.metadata.target, compiled.metadata.config["num_layers"]
@@ -85,6 +86,7 @@ def compile_model(
     model: str,
     output: Path,
     quantization: str | None,
+    state_dtype: str | None,
     device: str,
     arch: str | None,
     host: str | None,
@@ -98,7 +100,7 @@ def compile_model(
     from gecko_mlc.quantization import quantization as scheme
 
     config = find_config(model)
-    quantization = quantization or default_quantization(model)
+    name = quantization or default_quantization(model)
     limits = parse_overrides(overrides, {"max_batch_size": 1, "prefill_chunk_size": 2048})
     # The compiler loads here, after everything that could be refused without it.
     from gecko_mlc.compile.library import compile_library
@@ -106,10 +108,12 @@ def compile_model(
 
     installed = gpu.usable() if device == "auto" else gpu.capability()
     try:
+        dtypes = scheme(name, state_dtype)
         target = compile_target(device, host, mcpu or (portable_cpu() if portable else None), arch, installed)
         show_arguments(
             model=model,
-            quantization=quantization,
+            quantization=name,
+            state_dtype=dtypes.state_dtype,
             device=target.spec.kind,
             arch=",".join(f"sm_{a}" for a in target.spec.architectures) or None,
             host=target.spec.triple,
@@ -119,7 +123,7 @@ def compile_model(
         with console.status("") as status:
             return compile_library(
                 config,
-                scheme(quantization),
+                dtypes,
                 target,
                 output,
                 **limits,

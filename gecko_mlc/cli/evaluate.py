@@ -16,6 +16,7 @@ from gecko_mlc.cli.common import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
+    StateDtypeOption,
     byte_progress,
     interruptible,
     say,
@@ -42,6 +43,7 @@ def evaluate(
     ] = None,
     model_lib: ModelLibOption = None,
     device: DeviceOption = "auto",
+    state_dtype: StateDtypeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:
     """Measure perplexity on a text, and how far a model is from a baseline: KL divergence and top-1 agreement.
@@ -57,11 +59,17 @@ def evaluate(
     if baseline_lib is not None and baseline is None:
         raise GeckoError("--baseline-lib: the library of what? give the model folder with --baseline")
     show_arguments(
-        model=model, text=text, model_lib=model_lib, baseline=baseline, baseline_lib=baseline_lib, device=device
+        model=model,
+        text=text,
+        model_lib=model_lib,
+        state_dtype=state_dtype,
+        baseline=baseline,
+        baseline_lib=baseline_lib,
+        device=device,
     )
     with open_text(text) as file:
         with byte_progress("loading") as progress:
-            loaded = load_model(model, model_lib, device, say, progress)
+            loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
         other = None
         if baseline is not None:
             with byte_progress("loading the baseline") as progress:

@@ -11,6 +11,7 @@ from gecko_mlc.cli.common import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
+    StateDtypeOption,
     byte_progress,
     checked,
     console,
@@ -52,6 +53,7 @@ def generate(
     stop: Stop = None,
     model_lib: ModelLibOption = None,
     device: DeviceOption = "auto",
+    state_dtype: StateDtypeOption = None,
 ) -> None:
     """Continue a text; the continuation streams to standard output.
 
@@ -63,9 +65,9 @@ def generate(
         if sys.stdin.isatty():
             raise GeckoError("no prompt: give one with --prompt, or on standard input")
         prompt = sys.stdin.read()
-    show_arguments(model=model, model_lib=model_lib, max_tokens=max_tokens, seed=seed)
+    show_arguments(model=model, model_lib=model_lib, state_dtype=state_dtype, max_tokens=max_tokens, seed=seed)
     with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, device, say, progress)
+        loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
     changes = {
         "temperature": temperature,
         "top_k": top_k,

@@ -153,6 +153,7 @@ def library_rows(path: Path) -> list[tuple[str, str]]:
         *_gpu_target_rows(m.target),
         ("runs here", _runs_here(path)),
         ("quantization", m.quantization),
+        ("state dtype", m.state_dtype),
         ("slots", str(m.max_batch_size)),
         ("bytes of state a slot", f"{state:,}"),
         ("tokens a prefill piece", str(m.prefill_chunk_size)),

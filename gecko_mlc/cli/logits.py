@@ -12,6 +12,7 @@ from gecko_mlc.cli.common import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
+    StateDtypeOption,
     byte_progress,
     console,
     say,
@@ -29,6 +30,7 @@ def logits(
     ] = None,
     model_lib: ModelLibOption = None,
     device: DeviceOption = "auto",
+    state_dtype: StateDtypeOption = None,
 ) -> None:
     """Write the fp32 logits of every position, to compare implementations.
 
@@ -45,9 +47,9 @@ def logits(
 
     ids = read_ids(tokens)
     lengths = parse_split(split, len(ids))
-    show_arguments(model=model, model_lib=model_lib, tokens=tokens, split=split, output=output)
+    show_arguments(model=model, model_lib=model_lib, state_dtype=state_dtype, tokens=tokens, split=split, output=output)
     with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, device, say, progress)
+        loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
     loaded.engine.reset(0)
     calls: list[str] = []
     parts, start = [], 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.common import byte_progress, console, say
+from gecko_mlc.cli.common import StateDtypeOption, byte_progress, console, say
 from gecko_mlc.cli.compile import ArchOption, OverridesOption, QuantizationOption, compile_model, default_quantization
 from gecko_mlc.prepare import DEMO
 from gecko_mlc.runtime import machine
@@ -23,6 +23,7 @@ def package(
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")],
     arch: ArchOption = None,
     quantization: QuantizationOption = None,
+    state_dtype: StateDtypeOption = None,
     mcpu: Annotated[
         str | None, typer.Option("--mcpu", help="An LLVM CPU; by default one that most are, like x86-64-v3.")
     ] = None,
@@ -49,7 +50,7 @@ def package(
         for model, name in zip(models, names, strict=True):
             (folder / name).mkdir()
             library = folder / name / library_name(device)
-            compile_model(model, library, quantization, device, arch, None, mcpu, overrides, portable=True)
+            compile_model(model, library, quantization, state_dtype, device, arch, None, mcpu, overrides, portable=True)
             if (Path(model) / CHAT_CONFIG).is_file():
                 with byte_progress(f"copying {name}") as progress:
                     copy_model(Path(model), folder / name, weights, progress)

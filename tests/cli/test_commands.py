@@ -115,7 +115,7 @@ def test_info_knows_folders_libraries_and_this_machine(prepared, inside) -> None
     p = prepared["public_a"]
     assert "chunk_size" in inside("info", p.model, "--check").stdout
     assert "all checksums agree" in inside("info", p.model, "--check").stdout
-    assert "ABI" in inside("info", p.library).stdout
+    assert re.search(r"ABI.*state dtype +float32\n", inside("info", p.library).stdout, re.DOTALL)
     assert "usable cores" in inside("info").stdout
 
 
@@ -149,6 +149,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "no tokenizer": (["generate", "{model}", "--model-lib", "{lib}", "-p", "x"], "text needs the model's tokenizer"),
     "quantization": (["compile", "gecko-demo", "--quantization", "q9", "-o", "x.so"], "expected one of q0f32"),
+    "state dtype": (["compile", "gecko-demo", "--state-dtype", "int4", "-o", "x.so"], "expected one of float32"),
+    "state dtype of a library": (
+        ["bench", "{model}", "--model-lib", "{lib}", "--state-dtype", "int8"],
+        "is compiled already: its state dtype cannot be chosen",
+    ),
     "suffix": (["compile", "gecko-demo", "-o", "x.exe"], "unknown suffix"),
     "architecture": (["compile", "gecko-demo", "--arch", "sm_99", "-o", "x.so"], "unknown architecture 'sm_99'"),
     "heads": (["compile", "{folder}/heads.json", "-o", "x.so"], "z_dim=32 must be a multiple of num_heads=5"),
