@@ -20,6 +20,7 @@ from gecko_mlc import __version__
 from gecko_mlc.abi import ABI_VERSION
 from gecko_mlc.runtime import gpu, machine
 from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.runtime.metadata import read_metadata
 from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
 from gecko_mlc.runtime.parameters import TENSOR_CACHE
 
