@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cuda_quantize import TORCH_DTYPES, pack
 from gecko_mlc.runtime import tvm_runtime
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.library import Library
@@ -20,7 +21,6 @@ from gecko_mlc.initialize import initial_value, matrix_deviation
 from gecko_mlc.reference import Gecko, RotaryEmbedding
 
 Tensors = dict[str, torch.Tensor]
-TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def random_parameters(config: GeckoConfig, dtype: str, device: str = "cuda") -> Tensors:
@@ -52,11 +52,14 @@ def with_derived(config: GeckoConfig, parameters: Tensors) -> Tensors:
 
 
 def make_engine(library: Library, parameters: Tensors) -> Engine:
-    """An engine over parameters that lie on its device already."""
+    """An engine over parameters that lie on its device already. What is quantized for it changes in `parameters`, to
+    what the codes stand for."""
+    packed = pack(parameters, library.metadata.parameters)
+    tensors = with_derived(GeckoConfig(**library.metadata.config), parameters) | packed
     convert = tvm_runtime.load().runtime.from_dlpack
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return Engine(library, [convert(parameters[spec.name]) for spec in library.metadata.parameters])
+    return Engine(library, [convert(tensors[spec.name]) for spec in library.metadata.parameters])
 
 
 def reference_model(config: GeckoConfig, parameters: Tensors) -> Gecko:
@@ -83,17 +86,14 @@ def prepare_golden(vectors: Path, arch: str | None, folder: Path) -> None:
             config = validate_config(json.loads(opened.metadata()["meta"])["config"], file.name)
         compile_library(config, quantization("q0f32"), target, folder / f"golden-{file.stem}.so", max_batch_size=2)
         needed = {k: v for k, v in load_file(file).items() if k in ("tokens", "logits") or k.startswith("sd.")}
-        save_file(needed, folder / f"golden-{file.stem}.safetensors", {"config": config.model_dump_json()})
+        save_file(needed, folder / f"golden-{file.stem}.safetensors")
 
 
 def _golden_engine(path: Path) -> tuple[Engine, dict[str, np.ndarray]]:
-    file = path.with_suffix(".safetensors")
-    with safe_open(file, "np") as opened:
-        config = GeckoConfig.model_validate_json(opened.metadata()["config"])
-    library, tensors = Library(path), load_file(file)
+    library, tensors = Library(path), load_file(path.with_suffix(".safetensors"))
     device = library.metadata.target.kind
     parameters = {k[3:]: _on(device, v) for k, v in tensors.items() if k.startswith("sd.")}
-    return make_engine(library, with_derived(config, parameters)), tensors
+    return make_engine(library, parameters), tensors
 
 
 def golden(folder: Path) -> dict[str, float]:

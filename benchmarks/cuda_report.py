@@ -21,7 +21,7 @@ def to_markdown(result: Result) -> str:
             " weights; bytes and operations are counted for the positions that were run.",
             "",
         ]
-    for section in (_decoding, _between, _prefill, _correctness, _kernels, _profiles, _load):
+    for section in (_decoding, _batches, _between, _prefill, _correctness, _kernels, _profiles, _load):
         lines += section(succeeded)
     for label in [label for label in result if label not in succeeded]:
         lines += [f"## {label} failed", "", "```", result[label]["error"].strip(), "```", ""]
@@ -71,6 +71,20 @@ def _decoding(result: Result) -> list[str]:
         for scheme, value in _of(result, "decode")
     ]
     return [*_table(header, rows), *notes, *([""] if notes else [])]
+
+
+def _batches(result: Result) -> list[str]:
+    columns = ("tokens_per_second", "gb_per_second", "percent_of_copy", "percent_of_cublas", "percent_of_bytes_weights")
+    rows = [
+        (scheme, r["sequences"], *(float(r[column]) for column in columns))
+        for scheme, value in _of(result, "batches")
+        for r in value
+    ]
+    header = (
+        *("Decoding many sequences, mid-chunk", "sequences", "tokens/s in all", "GB/s", "% of a copy"),
+        *("% of cuBLAS", "weights, % of the bytes"),
+    )
+    return _table(header, rows) if rows else []
 
 
 def _between(result: Result) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,10 +127,49 @@ def between_tokens(engine: Engine) -> dict[str, float]:
     return {"median": median, "p99": p99, "largest": times[-1], "p99_over_median": p99 / median}
 
 
-def move_to(engine: Engine, chunk: int, offset: int = 0) -> None:
+def batches(engine: Engine, counts: Sequence[int], limits: Limits, steps: int = 128) -> list[dict[str, Any]]:
+    """Decoding several sequences together, `steps` tokens each around the middle of a chunk; what takes the time:
+    reading the weights, the keys, values and memory of all sequences, or operations."""
+    size, metadata = engine.chunk_size, engine.metadata
+    steps, warm_up = min(steps, size // 4), min(8, size // 8)
+    middle = NEAR * size + size // 2
+    engine.reset(0)
+    engine.extend(0, np.random.default_rng(1).integers(0, engine.vocab_size, NEAR * size).tolist())
+    for slot in range(1, max(counts)):
+        engine.copy(0, slot)
+    rows = []
+    for count in counts:
+        slots = range(count)
+        for slot in slots:
+            move_to(engine, NEAR, size // 2 - steps // 2 - warm_up, slot)
+        engine.burst(slots, warm_up)
+        engine.synchronize()
+        begun = time.perf_counter()
+        engine.burst(slots, steps)
+        engine.synchronize()
+        seconds = (time.perf_counter() - begun) / steps
+        weights = bench.decode_bytes(metadata, middle, 0)
+        moved = bench.decode_bytes(metadata, middle, count)
+        operations = count * sum(cost.flop for cost in decode_costs(metadata, middle).values())
+        memory = 100 * moved / seconds / 1e9 / limits["copy_gb_per_second"]
+        arithmetic = 100 * operations / seconds / 1e12 / limits["bf16_tflop_per_second"]
+        rows.append(
+            {
+                "sequences": count,
+                "tokens_per_second": count / seconds,
+                "gb_per_second": moved / seconds / 1e9,
+                "percent_of_copy": memory,
+                "percent_of_cublas": arithmetic,
+                "percent_of_bytes_weights": 100 * weights / moved,
+            }
+        )
+    return rows
+
+
+def move_to(engine: Engine, chunk: int, offset: int = 0, slot: int = 0) -> None:
     """The state as it is, at another position: what a token costs depends on nothing else."""
-    engine.write("position", 0, np.array([chunk, offset], np.int32))
-    engine.positions[0] = chunk * engine.chunk_size + offset
+    engine.write("position", slot, np.array([chunk, offset], np.int32))
+    engine.positions[slot] = chunk * engine.chunk_size + offset
 
 
 def profile(engine: Engine, limits: Limits) -> dict[str, list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -29,13 +30,18 @@ from typing import Any
 from cuda_report import plot, to_markdown
 
 from gecko_mlc.config import preset
+from gecko_mlc.quantization import quantization
 
 TESTS = Path(__file__).parent.parent / "tests"
+# Quantizations; "q4f16_1+int8" has caches of another dtype than its own.
 SCHEMES = ("q0bf16", "q0f16")
-# Those with "@" once for each scheme. Loading writes the weights to the disk, and is only done when asked for.
+# Those with "@" once for each scheme.
 PARTS = ("kernels", "golden", "conversations", "decode@", "between@", "prefill@", "profile@", "parity@")
 PEERS = ("eager", "compiled")
-OPTIONAL_PARTS = ("load",)
+# Only when asked for: decoding many sequences takes a library, and memory, of its own; loading writes the weights to
+# the disk.
+OPTIONAL_PARTS = ("batches@", "load")
+SEQUENCES = (1, 2, 4, 8, 16, 32)
 PART_SECONDS = 240
 # The exit status of a process whose GPU context is lost.
 LOST = 75
@@ -49,8 +55,8 @@ def main() -> None:
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="only compile, into this folder")
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help="measure what --prepare made")
-    names = ",".join(part.rstrip("@") for part in (*PARTS, *PEERS))
-    parser.add_argument("--parts", default=names, help=f"of {names},{','.join(OPTIONAL_PARTS)}")
+    names, optional = (",".join(p.rstrip("@") for p in parts) for parts in ((*PARTS, *PEERS), OPTIONAL_PARTS))
+    parser.add_argument("--parts", default=names, help=f"of {names},{optional}")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -62,16 +68,16 @@ def main() -> None:
     elif a.worker:
         work(a.preset, schemes, parts, a.measure, report)
     elif a.prepare:
-        prepare(a.preset, schemes, a.arch, a.prepare)
+        prepare(a.preset, schemes, parts, a.arch, a.prepare)
     elif a.measure:
         measure(a.preset, schemes, parts, a.measure, report)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            prepare(a.preset, schemes, a.arch, Path(folder))
+            prepare(a.preset, schemes, parts, a.arch, Path(folder))
             measure(a.preset, schemes, parts, Path(folder), report)
 
 
-def prepare(name: str, schemes: Sequence[str], arch: str | None, folder: Path) -> None:
+def prepare(name: str, schemes: Sequence[str], parts: Sequence[str], arch: str | None, folder: Path) -> None:
     """Compile the preset, the golden configs and the kernels' tests into `folder`."""
     # The compiler, before anything loads TVM's runtime alone.
     import tvm  # noqa: F401
@@ -79,13 +85,21 @@ def prepare(name: str, schemes: Sequence[str], arch: str | None, folder: Path) -
     from cuda_parity import prepare_golden
 
     folder.mkdir(parents=True, exist_ok=True)
-    for scheme in schemes:
+    slots = [1, *([max(SEQUENCES)] if "batches" in parts else [])]
+    for scheme, count in itertools.product(schemes, slots):
+        quantization, _, state_dtype = scheme.partition("+")
         # In processes of their own: a compiler's memory goes back with it.
-        command = [sys.executable, "-m", "gecko_mlc", "compile", name, "--quantization", scheme, "--device", "cuda"]
-        command += ["-o", str(folder / f"{name}-{scheme}.so"), *(["--arch", arch] if arch else [])]
-        subprocess.run(command, check=True)
+        command = [sys.executable, "-m", "gecko_mlc", "compile", name, "--quantization", quantization]
+        command += ["--device", "cuda", *(["--arch", arch] if arch else [])]
+        command += [*(["--state-dtype", state_dtype] if state_dtype else []), "--overrides", f"max_batch_size={count}"]
+        subprocess.run([*command, "-o", str(library_path(folder, name, scheme, count))], check=True)
     prepare_golden(TESTS / "golden", arch, folder)
     prepare_kernels(TESTS / "tir_kernels" / "cuda", arch, folder)
+
+
+def library_path(folder: Path, name: str, scheme: str, slots: int = 1) -> Path:
+    """What `prepare` calls a library."""
+    return folder / f"{name}-{scheme}-{slots}.so"
 
 
 class Report:
@@ -117,7 +131,11 @@ def plan(schemes: Sequence[str], parts: Sequence[str]) -> list[str]:
     labels += [part for part in PARTS if part in parts]
     for scheme in schemes:
         labels += [f"{part[:-1]} {scheme}" for part in PARTS if "@" in part and part[:-1] in parts]
-    return labels + [part for part in (*PEERS, *OPTIONAL_PARTS) if part in parts]
+    labels += [part for part in PEERS if part in parts]
+    for part in OPTIONAL_PARTS:
+        names = [f"{part[:-1]} {scheme}" for scheme in schemes] if "@" in part else [part]
+        labels += [name for name in names if part.rstrip("@") in parts]
+    return labels
 
 
 def measure(name: str, schemes: Sequence[str], parts: Sequence[str], folder: Path, report: Report) -> None:
@@ -169,15 +187,14 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
     import peers
     from gecko_mlc.runtime.library import Library
 
-    from gecko_mlc.quantization import quantization
-
     config, limits = preset(name), report.read().get("ceilings", {})
     part, _, scheme = label.partition(" ")
-    library = folder / f"{name}-{scheme or schemes[0]}.so"
-    if scheme:
-        engine, parameters = _subject(library, name, quantization(scheme).model_dtype)
-    else:
+    slots = max(SEQUENCES) if part == "batches" else 1
+    library = library_path(folder, name, scheme or schemes[0], slots)
+    if not scheme or slots > 1:
         _subject.cache_clear()
+    if scheme:
+        engine, parameters = _subject(library, name)
     parts: dict[str, Callable[[], Any]] = {
         "ceilings": cuda_speed.ceilings,
         "kernels": lambda: cuda_kernels.kernels(folder),
@@ -187,22 +204,24 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
         "between": lambda: cuda_speed.between_tokens(engine),
         "prefill": lambda: cuda_speed.prefill(engine, limits),
         "profile": lambda: cuda_speed.profile(engine, limits),
+        "batches": lambda: cuda_speed.batches(engine, SEQUENCES, limits),
         "parity": lambda: cuda_parity.logits(engine, config, parameters),
         "eager": lambda: peers.eager(Library(library), config, limits),
         "compiled": lambda: peers.compiled(Library(library), config, limits),
-        "load": lambda: cuda_load.measure(library, config, quantization(schemes[0])),
+        "load": lambda: cuda_load.measure(library, config),
     }
     return parts[part]()
 
 
 @functools.lru_cache(maxsize=1)
-def _subject(library: Path, name: str, dtype: str) -> tuple[Any, Any]:
+def _subject(library: Path, name: str) -> tuple[Any, Any]:
     """An engine with random parameters, and those; the last one made is kept."""
-    from cuda_parity import make_engine, random_parameters, with_derived
+    from cuda_parity import make_engine, random_parameters
     from gecko_mlc.runtime.library import Library
 
-    parameters = random_parameters(preset(name), dtype)
-    return make_engine(Library(library), with_derived(preset(name), parameters)), parameters
+    opened = Library(library)
+    parameters = random_parameters(preset(name), quantization(opened.metadata.quantization).model_dtype)
+    return make_engine(opened, parameters), parameters
 
 
 if __name__ == "__main__":

@@ -136,11 +136,12 @@ def median(measured: Sequence[Ceilings]) -> Ceilings:
     )
 
 
-def decode_bytes(metadata: Metadata, position: int) -> int:
-    """Bytes one decoded token at `position` has to move (specification 6).
+def decode_bytes(metadata: Metadata, position: int, sequences: int = 1) -> int:
+    """Bytes that decoding a token of each of some sequences at `position` has to move (specification 6).
 
-    Weights, the keys and values it sees and, from the third chunk on, the memory are read once, the EMA's state is
-    read and written. What a row takes of the embedding, the rotary tables and activations is left out.
+    Weights are read once for all. For each, the keys and values it sees and, from the third chunk on, the memory are
+    read once, the EMA's state is read and written. What a row takes of the embedding, the rotary tables and
+    activations is left out.
     """
     c = metadata.config
     untied = not c["share_emb"]
@@ -157,7 +158,7 @@ def decode_bytes(metadata: Metadata, position: int) -> int:
     memory_size = sizes.get("layers.0.memory_read", sizes["layers.0.memory"])
     memory = _memory_elements(metadata) * memory_size if position >= 2 * c["chunk_size"] else 0
     ema = 2 * 8 * c["model_dim"] * c["cema_ndim"]
-    return int(weights + c["num_layers"] * (window + memory + ema))
+    return int(weights + sequences * c["num_layers"] * (window + memory + ema))
 
 
 def prefill_flop(metadata: Metadata, start: int, count: int) -> int:

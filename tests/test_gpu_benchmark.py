@@ -9,9 +9,12 @@ from typing import Any
 
 import cuda_kernels
 import cuda_parity
+import cuda_quantize
+import cuda_speed
 import gpu
 import numpy as np
 import pytest
+import torch
 from conftest import load_golden, small_config
 from cuda_costs import Cost, decode_costs, kernel_name
 from cuda_report import to_markdown
@@ -20,6 +23,9 @@ from gecko_mlc.runtime import bench
 from gecko_mlc.runtime.library import Library
 from safetensors.numpy import save_file
 from test_bench import metadata
+
+from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.quantization import QUANTIZATIONS
 
 LIMITS = {"copy_gb_per_second": 4000.0, "bf16_tflop_per_second": 800.0}
 ROW = {"position": 8192, "tokens_per_second": 220.5, "gb_per_second": 3640.0, "percent_of_copy": 91.0}
@@ -30,6 +36,16 @@ RESULT: dict[str, Any] = {
     "kernels": {"launches": 3, "error_of_tolerance": {"test_linear.py::test_gate": 0.02}, "failures": ["test_x[1]"]},
     "golden": {"golden-public_a": 1.2e-5},
     "decode q0bf16": {"chunks": [ROW, ROW], "far_over_near": 1.0, "bytes_grown": 0},
+    "batches q0bf16": [
+        {
+            "sequences": 8,
+            "tokens_per_second": 900.0,
+            "gb_per_second": 2000.0,
+            "percent_of_copy": 50.0,
+            "percent_of_cublas": 3.0,
+            "percent_of_bytes_weights": 40.0,
+        }
+    ],
     "between q0bf16": {"median": 4.5, "p99": 5.0, "largest": 9.0, "p99_over_median": 1.11},
     "prefill q0bf16": [
         {"tokens": 2048, "tokens_per_second": 30000.0, "tflop_per_second": 480.0, "percent_of_cublas": 60.0}
@@ -45,15 +61,17 @@ def test_report() -> None:
     assert "| gecko-mlc q0bf16 | 8,192 | 220.5 | 3,640 | 91.0 |" in text
     assert "| PyTorch, torch.compile, CUDA graph, bf16 | 8,192 | 142.0 |" in text
     assert "| golden-public_a, fp32: largest difference from float64 logits, over splits | 1.2e-05 |" in text
+    assert "| q0bf16 | 8 | 900.0 | 2,000 | 50.0 | 3.00 | 40.0 |" in text
     assert "- failed: test_x[1]" in text
     assert "## parity q0bf16 failed\n\n```\nTraceback\nRuntimeError: boom\n```" in text
     assert "4,000 GB/s" in to_markdown({"preset": "p", "gpu": "g", "ceilings": LIMITS})
 
 
 def test_parts_of_a_scheme_are_together() -> None:
-    parts = ["decode", "golden", "load", "compiled", "prefill"]
+    parts = ["decode", "golden", "batches", "load", "compiled", "prefill"]
     assert gpu.plan(["a", "b"], parts) == [
-        *["ceilings", "golden", "decode a", "prefill a", "decode b", "prefill b", "compiled", "load"]
+        *["ceilings", "golden", "decode a", "prefill a", "decode b", "prefill b"],
+        *["compiled", "batches a", "batches b", "load"],
     ]
 
 
@@ -122,16 +140,39 @@ def test_golden_and_conversations(compiled: Callable[..., Path], tmp_path: Path)
     path = tmp_path / f"golden-{golden.name}.so"
     path.symlink_to(compiled(golden.config, "q0f32", 2))
     tensors = {k: np.ascontiguousarray(v) for k, v in golden.tensors.items()}
-    save_file(tensors, path.with_suffix(".safetensors"), {"config": golden.config.model_dump_json()})
+    save_file(tensors, path.with_suffix(".safetensors"))
     assert cuda_parity.golden(tmp_path)[path.stem] < 2e-4
     assert cuda_parity.conversations(tmp_path)[path.stem] < 1e-5
 
 
-def test_logits(compiled: Callable[..., Path]) -> None:
+def test_many_sequences(compiled: Callable[..., Path]) -> None:
+    library = Library(compiled(small_config(), "q0f32", 4))
+    engine = cuda_parity.make_engine(library, cuda_parity.random_parameters(small_config(), "float32", "cpu"))
+    rows = cuda_speed.batches(engine, (1, 4), LIMITS, steps=2)
+    assert [row["sequences"] for row in rows] == [1, 4]
+    assert rows[0]["percent_of_bytes_weights"] > rows[1]["percent_of_bytes_weights"]
+
+
+@pytest.mark.parametrize("scheme", [name for name, scheme in QUANTIZATIONS.items() if scheme.group])
+@pytest.mark.parametrize("shape", [(5, 70), (3, 7), (16, 64)])
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_quantized_as_the_package_does(scheme: str, shape: tuple[int, int], lanes: int) -> None:
+    group = QUANTIZATIONS[scheme].group
+    layout = GroupLayout(quantization=group, lanes=lanes, code_bits=group.bits)
+    weight = np.random.default_rng(0).standard_normal(shape).astype(group.scale_dtype)
+    weight[0] = 0
+    packed, values = cuda_quantize.quantize(layout, torch.from_numpy(weight))
+    q_weight, q_scale = group.quantize(weight)
+    np.testing.assert_array_equal(packed.numpy(), layout.pack(q_weight, q_scale, shape[1]))
+    np.testing.assert_array_equal(values, group.dequantize(q_weight, q_scale, shape[1]).astype(group.scale_dtype))
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), [("q0bf16", "bfloat16"), ("q4f16_1", "float16")])
+def test_logits(compiled: Callable[..., Path], scheme: str, dtype: str) -> None:
     config = small_config()
-    library = Library(compiled(config, "q0bf16"))
-    parameters = cuda_parity.random_parameters(config, "bfloat16", "cpu")
-    engine = cuda_parity.make_engine(library, cuda_parity.with_derived(config, parameters))
+    library = Library(compiled(config, scheme))
+    parameters = cuda_parity.random_parameters(config, dtype, "cpu")
+    engine = cuda_parity.make_engine(library, parameters)
     result = cuda_parity.logits(engine, config, parameters, steps=8)
     assert result["prefill_relative_error"] < 3e-2
     assert result["decode_relative_error"] < 3e-2
