@@ -38,8 +38,8 @@ SCHEMES = ("q0bf16", "q0f16")
 # Those with "@" once for each scheme.
 PARTS = ("kernels", "golden", "conversations", "decode@", "between@", "prefill@", "profile@", "parity@")
 PEERS = ("eager", "compiled")
-# Only when asked for: decoding many sequences takes a library, and memory, of its own; loading writes the weights to
-# the disk.
+# Only when asked for: many sequences take a library, and memory, of their own; loading writes the weights of the first
+# scheme, a plain one, to the disk.
 OPTIONAL_PARTS = ("batches@", "load")
 SEQUENCES = (1, 2, 4, 8, 16, 32)
 PART_SECONDS = 240
@@ -208,7 +208,7 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
         "parity": lambda: cuda_parity.logits(engine, config, parameters),
         "eager": lambda: peers.eager(Library(library), config, limits),
         "compiled": lambda: peers.compiled(Library(library), config, limits),
-        "load": lambda: cuda_load.measure(library, config),
+        "load": lambda: cuda_load.measure(library, config, quantization(schemes[0])),
     }
     return parts[part]()
 
