@@ -24,6 +24,7 @@ from gecko_mlc.tir_kernels.cuda import decode_linear
 from gecko_mlc.cli.info import library_rows
 from gecko_mlc.config import preset
 from gecko_mlc.cuda_toolkit import find_library
+from gecko_mlc.group_quantization import Dense
 from gecko_mlc.quantization import quantization
 
 TARGET = compile_target("cuda", architectures="sm_80,sm_90")
@@ -154,7 +155,7 @@ def test_the_command_line_makes_the_same_bytes(made: Made, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def source() -> str:
     """CUDA source as TVM generates it."""
-    kernel = decode_linear.linear_residual(64, 24, "bfloat16", False, 1).with_attr("global_symbol", "kernel")
+    kernel = decode_linear.linear_residual(64, 24, Dense("bfloat16"), False, 1).with_attr("global_symbol", "kernel")
     with compiling(find_compiler(), TARGET, lambda: None) as done, TARGET.tvm_target:
         tvm.compile(tvm.IRModule({"kernel": kernel}), TARGET.tvm_target, tir_pipeline=cuda_pipeline.PIPELINE)
     return done[0].source

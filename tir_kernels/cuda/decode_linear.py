@@ -1,15 +1,19 @@
-"""Matrix products of decode with their epilogues, for CUDA: one token each of b slots."""
+"""Matrix products of decode with their epilogues, for CUDA: one token each of b slots. Shapes of weights are those of
+the matrices; they lie in memory in the format `weights`."""
 
 import functools
 from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.activation import silu
 from gecko_mlc.tir_kernels.cuda.intrinsics import RESIDENT_BLOCKS, launch_dependents
-from gecko_mlc.tir_kernels.cuda.row_products import THREADS, Norm, row_product
+from gecko_mlc.tir_kernels.cuda.row_inputs import THREADS, Norm
+from gecko_mlc.tir_kernels.cuda.row_products import row_product
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.machine import divide
 from tvm import tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.group_quantization import WeightFormat
 
 Expr = Any
 
@@ -35,7 +39,7 @@ def projections(
     affine: bool,
     slots: int,
     chunk_size: int,
-    dtype: str,
+    weights: WeightFormat,
     cache_dtype: str,
     rows: int,
 ) -> tirx.PrimFunc:
@@ -43,11 +47,11 @@ def projections(
     bias [E], wh1 [D, D], bias [D], x [b, D], slots [b], position, values [S, 2, C, E]) → z [b, Z], r [b, E], h [b, D].
 
     With mx the group RMS norm of c (2.4), z = wz mx + b, r = silu(wr mx + b), h = x + wh1 mx + b (2.8); the values
-    silu(wv u + b) go to the tokens' places in `values`, of `cache_dtype`. Weights are of `dtype`, the rest fp32.
+    silu(wv u + b) go to the tokens' places in `values`, of `cache_dtype`. All but the weights is fp32.
     """
     total = 2 * value_dim + z_dim + dim
-    plain = row_product(dim, total, dtype, rows)
-    normed = row_product(dim, total, dtype, rows, norm=Norm(norm_groups, eps, False))
+    plain = row_product(dim, total, weights, rows)
+    normed = row_product(dim, total, weights, rows, norm=Norm(norm_groups, eps, False))
     # The first block of each weight, and the end.
     ends = [0]
     for extent in (value_dim, z_dim, value_dim, dim):
@@ -61,7 +65,7 @@ def projections(
         bx = T.launch_thread("blockIdx.x", ends[4])
         by = T.launch_thread("blockIdx.y", (b + plain.rows - 1) // plain.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((plain.shared,), dtype, scope="shared.dyn")
+        shared = T.alloc_buffer((plain.shared,), weights.arithmetic, scope="shared.dyn")
         scratch = T.alloc_buffer((normed.scratch,), scope="shared")
 
         @T.inline
@@ -109,13 +113,13 @@ def projections(
             u_handle: T.handle,
             c_handle: T.handle,
             norm_weight: T.Buffer((dim,), "float32"),
-            wv: T.Buffer((value_dim, dim), dtype),
+            wv: T.Buffer(weights.shape(value_dim, dim), weights.dtype),
             wv_bias: T.Buffer((value_dim,), "float32"),
-            wz: T.Buffer((z_dim, dim), dtype),
+            wz: T.Buffer(weights.shape(z_dim, dim), weights.dtype),
             wz_bias: T.Buffer((z_dim,), "float32"),
-            wr: T.Buffer((value_dim, dim), dtype),
+            wr: T.Buffer(weights.shape(value_dim, dim), weights.dtype),
             wr_bias: T.Buffer((value_dim,), "float32"),
-            wh1: T.Buffer((dim, dim), dtype),
+            wh1: T.Buffer(weights.shape(dim, dim), weights.dtype),
             wh1_bias: T.Buffer((dim,), "float32"),
             x_handle: T.handle,
             slots_handle: T.handle,
@@ -145,13 +149,13 @@ def projections(
         def kernel(
             u_handle: T.handle,
             c_handle: T.handle,
-            wv: T.Buffer((value_dim, dim), dtype),
+            wv: T.Buffer(weights.shape(value_dim, dim), weights.dtype),
             wv_bias: T.Buffer((value_dim,), "float32"),
-            wz: T.Buffer((z_dim, dim), dtype),
+            wz: T.Buffer(weights.shape(z_dim, dim), weights.dtype),
             wz_bias: T.Buffer((z_dim,), "float32"),
-            wr: T.Buffer((value_dim, dim), dtype),
+            wr: T.Buffer(weights.shape(value_dim, dim), weights.dtype),
             wr_bias: T.Buffer((value_dim,), "float32"),
-            wh1: T.Buffer((dim, dim), dtype),
+            wh1: T.Buffer(weights.shape(dim, dim), weights.dtype),
             wh1_bias: T.Buffer((dim,), "float32"),
             x_handle: T.handle,
             slots_handle: T.handle,
@@ -179,17 +183,19 @@ def projections(
 
 
 @functools.cache
-def linear_residual(in_features: int, out_features: int, dtype: str, scaled: bool, rows: int) -> tirx.PrimFunc:
-    """Kernel (y [b, K], weight [O, K] of `dtype`, alpha [O] if scaled, residual [b, O]) → residual + alpha ⊙ product,
-    [b, O]; all but the weight fp32."""
-    product = row_product(in_features, out_features, dtype, rows)
+def linear_residual(
+    in_features: int, out_features: int, weights: WeightFormat, scaled: bool, rows: int
+) -> tirx.PrimFunc:
+    """Kernel (y [b, K], weight [O, K], alpha [O] if scaled, residual [b, O]) → residual + alpha ⊙ product, [b, O]; all
+    but the weight fp32."""
+    product = row_product(in_features, out_features, weights, rows)
 
     @T.inline
     def compute(x, weight, scale, residual, y, b):
         bx = T.launch_thread("blockIdx.x", divide(out_features, product.outputs))
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((product.shared,), dtype, scope="shared.dyn")
+        shared = T.alloc_buffer((product.shared,), weights.arithmetic, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
@@ -209,7 +215,7 @@ def linear_residual(in_features: int, out_features: int, dtype: str, scaled: boo
         @T.prim_func(s_tir=True, private=True)
         def kernel(
             x_handle: T.handle,
-            weight: T.Buffer((out_features, in_features), dtype),
+            weight: T.Buffer(weights.shape(out_features, in_features), weights.dtype),
             scale: T.Buffer((out_features,), "float32"),
             residual_handle: T.handle,
             y_handle: T.handle,
@@ -226,7 +232,7 @@ def linear_residual(in_features: int, out_features: int, dtype: str, scaled: boo
         @T.prim_func(s_tir=True, private=True)
         def kernel(
             x_handle: T.handle,
-            weight: T.Buffer((out_features, in_features), dtype),
+            weight: T.Buffer(weights.shape(out_features, in_features), weights.dtype),
             residual_handle: T.handle,
             y_handle: T.handle,
         ):
@@ -242,20 +248,20 @@ def linear_residual(in_features: int, out_features: int, dtype: str, scaled: boo
 
 @functools.cache
 def gate(
-    dim: int, hidden: int, norm_groups: int, eps: float, affine: bool, swiglu: bool, dtype: str, rows: int
+    dim: int, hidden: int, norm_groups: int, eps: float, affine: bool, swiglu: bool, weights: WeightFormat, rows: int
 ) -> tirx.PrimFunc:
     """Kernel (y [b, D], norm weight [D] and bias [D] if affine, fc1 [F, D], fc3 [F, D] if swiglu) → [b, F].
 
-    With n the group layer norm of y, silu(fc1 n) ⊙ fc3 n, or silu(fc1 n) (2.8); weights of `dtype`, the rest fp32.
+    With n the group layer norm of y, silu(fc1 n) ⊙ fc3 n, or silu(fc1 n) (2.8); all but the weights is fp32.
     """
-    product = row_product(dim, (1 + swiglu) * hidden, dtype, rows, 1 + swiglu, Norm(norm_groups, eps, True))
+    product = row_product(dim, (1 + swiglu) * hidden, weights, rows, 1 + swiglu, Norm(norm_groups, eps, True))
 
     @T.inline
     def compute(x, gain, shift, fc1, fc3, y, b):
         bx = T.launch_thread("blockIdx.x", divide(hidden, product.outputs))
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((product.shared,), dtype, scope="shared.dyn")
+        shared = T.alloc_buffer((product.shared,), weights.arithmetic, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
@@ -280,8 +286,8 @@ def gate(
             x_handle: T.handle,
             norm_weight: T.Buffer((dim,), "float32"),
             norm_bias: T.Buffer((dim,), "float32"),
-            fc1: T.Buffer((hidden, dim), dtype),
-            fc3: T.Buffer((hidden, dim), dtype),
+            fc1: T.Buffer(weights.shape(hidden, dim), weights.dtype),
+            fc3: T.Buffer(weights.shape(hidden, dim), weights.dtype),
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -297,7 +303,7 @@ def gate(
             x_handle: T.handle,
             norm_weight: T.Buffer((dim,), "float32"),
             norm_bias: T.Buffer((dim,), "float32"),
-            fc1: T.Buffer((hidden, dim), dtype),
+            fc1: T.Buffer(weights.shape(hidden, dim), weights.dtype),
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -311,8 +317,8 @@ def gate(
         @T.prim_func(s_tir=True, private=True)
         def kernel(
             x_handle: T.handle,
-            fc1: T.Buffer((hidden, dim), dtype),
-            fc3: T.Buffer((hidden, dim), dtype),
+            fc1: T.Buffer(weights.shape(hidden, dim), weights.dtype),
+            fc3: T.Buffer(weights.shape(hidden, dim), weights.dtype),
             y_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -324,7 +330,7 @@ def gate(
     else:
 
         @T.prim_func(s_tir=True, private=True)
-        def kernel(x_handle: T.handle, fc1: T.Buffer((hidden, dim), dtype), y_handle: T.handle):
+        def kernel(x_handle: T.handle, fc1: T.Buffer(weights.shape(hidden, dim), weights.dtype), y_handle: T.handle):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
@@ -335,14 +341,14 @@ def gate(
 
 
 @functools.cache
-def head(dim: int, outputs: int, slots: int, dtype: str, rows: int) -> tirx.PrimFunc:
-    """Kernel (x [b, D], weight [O, D] of `dtype`, slots [b], logits [S, O]): the product, into the slots' logits."""
-    product = row_product(dim, outputs, dtype, rows)
+def head(dim: int, outputs: int, slots: int, weights: WeightFormat, rows: int) -> tirx.PrimFunc:
+    """Kernel (x [b, D], weight [O, D], slots [b], logits [S, O]): the product, into the slots' logits."""
+    product = row_product(dim, outputs, weights, rows)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
         x_handle: T.handle,
-        weight: T.Buffer((outputs, dim), dtype),
+        weight: T.Buffer(weights.shape(outputs, dim), weights.dtype),
         slots_handle: T.handle,
         logits: T.Buffer((slots, outputs), "float32"),
     ):
@@ -353,7 +359,7 @@ def head(dim: int, outputs: int, slots: int, dtype: str, rows: int) -> tirx.Prim
         bx = T.launch_thread("blockIdx.x", divide(outputs, product.outputs))
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((product.shared,), dtype, scope="shared.dyn")
+        shared = T.alloc_buffer((product.shared,), weights.arithmetic, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
