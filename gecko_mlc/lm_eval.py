@@ -34,7 +34,7 @@ WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1}
 
 @register_model("gecko-mlc")
 class GeckoLM(TemplateLM):
-    """A model folder, or the demo by its name. `model_args`: model, model_lib.
+    """A model folder, or the demo by its name. `model_args`: model, model_lib, state_dtype.
 
     Requests run one after the other, so the harness's batch sizes have no effect. Contexts and documents may be of
     any length: nothing is cut, and no window slides. Raises `GeckoError` for what cannot be loaded, and for
@@ -45,13 +45,15 @@ class GeckoLM(TemplateLM):
         self,
         model: str,
         model_lib: str | None = None,
+        state_dtype: str | None = None,
         device: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         # cuda is what the harness says when nobody did. A second slot continues a context that the first one keeps.
-        self._model = load_model(model, model_lib, "cpu" if device == "cpu" else "auto", say, slots=2)
+        kind = "cpu" if device == "cpu" else "auto"
+        self._model = load_model(model, model_lib, kind, say, slots=2, state_dtype=state_dtype)
 
     @property
     def eot_token_id(self) -> int:

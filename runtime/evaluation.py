@@ -52,6 +52,7 @@ class Report(BaseModel):
     schema_version: int = SCHEMA_VERSION
     model: str
     quantization: str
+    state_dtype: str
     tokens: int
     bytes: int
     complete: bool
@@ -174,6 +175,7 @@ def evaluate(
     return Report(
         model=name(model),
         quantization=model.chat_config.quantization,
+        state_dtype=model.engine.metadata.state_dtype,
         tokens=tokens,
         bytes=done,
         complete=complete,
