@@ -61,7 +61,8 @@ using __half2 = half2;
 inline half2 make_half2(half x, half y) { return {x, y}; }
 inline nv_bfloat162 make_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
 inline half2 __hmul2(half2 a, half2 b) { return {a.x * b.x, a.y * b.y}; }
-inline half2 __hfma2(half2 a, half2 b, half2 c) { return {fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y)}; }
+inline half2 __hsub2(half2 a, half2 b) { return {a.x - b.x, a.y - b.y}; }
+inline half2 __low2half2(half2 a) { return {a.x, a.x}; }
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   unsigned result = 0;
   for (int i = 0; i < 4; ++i) {
@@ -86,6 +87,7 @@ template <class T> bool __hlt(T a, T b) { return float(a) < float(b); }
   inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 EMULATOR_VECTORS(float, float)
 EMULATOR_VECTORS(int, int)
+EMULATOR_VECTORS(signed char, char)
 EMULATOR_VECTORS(unsigned, uint)
 struct alignas(16) ulonglong4 { uint64_t x, y, z, w; };
 struct uint1 { unsigned x; };
