@@ -44,16 +44,16 @@ class CUDALaunches:
         # Reads of the memory are rounded with the caches.
         self.memory = "memory" if self.cache_dtype == "float32" else "memory_read"
 
-    def embed(self, call: Call, tokens: Tensor | None, embedding_matrix: Matrix) -> Tensor:
+    def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""
         c = self.build.config
         scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
         out = fresh(call.n, c.model_dim)
         if tokens is None:
-            kernel = embedding.take_current(c.vocab_size, c.model_dim, scale, self.dtype, self.build.slots)
-            return launch(kernel, "embedding", [call.state["token"], call.slots, embedding_matrix.weight], out)
-        kernel = embedding.take(c.vocab_size, c.model_dim, scale, self.dtype)
-        return launch(kernel, "embedding", [tokens, embedding_matrix.weight], out)
+            kernel = embedding.take_current(c.vocab_size, c.model_dim, scale, table.format, self.build.slots)
+            return launch(kernel, "embedding", [call.state["token"], call.slots, table.weight], out)
+        kernel = embedding.take(c.vocab_size, c.model_dim, scale, table.format)
+        return launch(kernel, "embedding", [tokens, table.weight], out)
 
     def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
         """The output [n, D] of a block."""

@@ -40,8 +40,6 @@ Expr = Any
 TILE, TILES = 16, 2
 # Chunks, of a tile's four vectors in a row, that a thread holds: two 16-byte loads each.
 CHUNKS = 8
-# Zeros that stand for the activations of other vectors.
-ZERO_BYTES = 128
 
 
 def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int, norm: Norm | None) -> Product:
@@ -70,29 +68,30 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
     half = codes // 2
     split_word, multiply = split_activations(layout), multiply_codes(layout)
 
-    # In shared memory: zeros, the activations, what fp16 left of them, scales. An odd multiple of 16 bytes from one
-    # output's scales to the next avoids bank conflicts.
-    scale_size = np.dtype(layout.quantization.scale_dtype).itemsize
-    vector_bytes = 4 * codes * 2
-    set_bytes = padded * vector_bytes
-    scales_begin = ZERO_BYTES + 2 * set_bytes
-    offset, row_words = layout.scale_offset(features), layout.shape(1, features)[1]
-    scale_vectors = (row_words - offset) // 4
-    scale_stride = (scale_vectors | 1) * 16
+    # In shared memory, of the scales' dtype: zeros that stand for the activations of other vectors, activations, what
+    # fp16 left of them, and scales. An odd multiple of 16 bytes between outputs avoids bank conflicts.
+    size = np.dtype(layout.quantization.scale_dtype).itemsize
+    sixteen, word_size = 16 // size, codes * 2 // size
+    near = 8 * sixteen
+    rest = near + padded * 4 * word_size
+    scales_begin = rest + padded * 4 * word_size
+    offset = layout.scale_offset(features)
+    scale_vectors = (layout.shape(1, features)[1] - offset) // 4
+    scale_stride = (scale_vectors | 1) * sixteen
     load_pair = load_scales(layout.quantization.scale_dtype, 2 // group_vectors)
     # Of fp32: moments, what the code that stands for 0 adds to a vector's sum in both sets of columns, and partial sums
     # [weights, outputs, split].
     leasts = 2 * WARPS if whole else divide(2 * norm.groups, 4) * 4 if norm else 0
     partial = leasts + 2 * padded
 
-    def place(byte: Expr) -> Expr:
-        """The index in shared memory."""
-        return byte // scale_size
+    def tile(team: Expr, s: Expr, w: Expr, g: Expr) -> Expr:
+        """The first of a tile's outputs among those of the block, of both weights."""
+        return w * count + ((s // rounds * teams + team) * together + g) * TILE
 
-    def scale_byte(vector: Expr) -> Expr:
-        """Where the scale of a vector, or two vectors' scales, lie among an output's."""
-        byte = vector // group_vectors * scale_size
-        return byte if exact else T.min(byte, scale_vectors * 16 - 2 // group_vectors * scale_size)
+    def scale_of(vector: Expr) -> Expr:
+        """Where the scale of a vector, or of it and the next, lies among an output's."""
+        last = scale_vectors * sixteen - 2 // group_vectors
+        return vector // group_vectors if exact else T.min(vector // group_vectors, last)
 
     @T.inline
     def load_activations(x, row, values, tx):
@@ -133,8 +132,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
             total[0] = lane_sum(4)(total[0])
             if word < padded * 4:
                 split_word(
-                    T.address_of(shared[place(ZERO_BYTES + word * codes * 2)]),
-                    T.address_of(shared[place(ZERO_BYTES + set_bytes + word * codes * 2)]),
+                    T.address_of(shared[near + word * word_size]),
+                    T.address_of(shared[rest + word * word_size]),
                     T.address_of(values[n * codes]),
                 )
                 if tx % 4 == 0:
@@ -154,12 +153,11 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
         lane: T.let = tx % 32
         share: T.let = tx // 32 % split
         team: T.let = tx // 32 // split
-        # A lane's activations are of its column, if that is its vector's.
+        # A lane has its vector's activations if they are its column's. The place is kept, as TVM would write its formula
+        # into every load.
         mine: T.let = lane // 4 % 4 == lane % 4
-        begin: T.let = T.Select(
-            mine, ZERO_BYTES + lane // 16 * set_bytes + (share * 4 + lane % 4) * vector_bytes, T.int32(16)
-        )
-        step: T.let = T.Select(mine, T.int32(split * 4 * vector_bytes), T.int32(0))
+        begin = T.alloc_buffer((1,), "int32", scope="local")
+        step = T.alloc_buffer((1,), "int32", scope="local")
 
         @T.inline
         def copy_scales(source, w):
@@ -169,11 +167,9 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                     copy_16(
                         T.address_of(
                             shared[
-                                place(
-                                    scales_begin
-                                    + (w * count + i // scale_vectors) * scale_stride
-                                    + i % scale_vectors * 16
-                                )
+                                scales_begin
+                                + (w * count + i // scale_vectors) * scale_stride
+                                + i % scale_vectors * sixteen
                             ]
                         ),
                         T.address_of(
@@ -185,7 +181,7 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
         def load_vectors(source, s, w, g, i):
             vector: T.let = ((s % rounds * ahead + i) * split + share) * 4 + lane % 4
             for line in T.unroll(2):
-                o: T.let = first + ((s // rounds * teams + team) * together + g) * TILE + line * 8 + lane // 4
+                o: T.let = first + tile(team, s, 0, g) + line * 8 + lane // 4
                 load_stream(
                     T.address_of(held[((w * together + g) * ahead + i) * 8 + line * 4]),
                     T.address_of(source[T.min(o, end - 1), T.min(vector, vectors - 1) * 4]),
@@ -219,11 +215,14 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
         if norm is not None:
             scale_and_shift(values, gain, shift, scratch, tx)
         store_activations(values, shared, scratch, tx)
-        if tx < ZERO_BYTES // 16:
-            for i in T.vectorized(16 // scale_size):
-                shared[place(tx * 16) + i] = tirx.const(0, layout.arithmetic)
+        if tx < near:
+            shared[tx] = tirx.const(0, layout.arithmetic)
         wait_copies(0)
         T.tvm_storage_sync("shared")
+        begin[0] = T.Select(
+            mine, near + lane // 16 * (rest - near) + (share * 4 + lane % 4) * 4 * word_size, T.int32(sixteen)
+        )
+        step[0] = T.Select(mine, T.int32(split * 16 * word_size), T.int32(0))
         for s in T.serial(batches * rounds, annotations={"disable_unroll": True}):
             if s % rounds == 0:
                 for i in T.unroll(weights * together * 2):
@@ -232,7 +231,7 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                 chunk: T.let = s % rounds * ahead + i
                 for r in T.unroll(half):
                     load_registers(
-                        T.address_of(right[r * 4]), T.address_of(shared[place(begin + chunk * step + r * 16)])
+                        T.address_of(right[r * 4]), T.address_of(shared[begin[0] + chunk * step[0] + r * sixteen])
                     )
                 # What a lane has of the sums: two vectors', of two outputs.
                 vector: T.let = (chunk * split + share) * 4 + lane % 2 * 2
@@ -249,17 +248,9 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                                 T.address_of(scales[0]),
                                 T.address_of(
                                     shared[
-                                        place(
-                                            scales_begin
-                                            + (
-                                                w * count
-                                                + ((s // rounds * teams + team) * together + g) * TILE
-                                                + line * 8
-                                                + lane // 4
-                                            )
-                                            * scale_stride
-                                            + scale_byte(vector)
-                                        )
+                                        scales_begin
+                                        + (tile(team, s, w, g) + line * 8 + lane // 4) * scale_stride
+                                        + scale_of(vector)
                                     ]
                                 ),
                             )
@@ -273,12 +264,7 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                     totals[i] = lane_sum(4)(totals[i])
                 if lane % 4 == 0:
                     for i in T.unroll(weights * together * 2):
-                        o: T.let = (
-                            i // (2 * together) * count
-                            + ((s // rounds * teams + team) * together + i // 2 % together) * TILE
-                            + i % 2 * 8
-                            + lane // 4
-                        )
+                        o: T.let = tile(team, s, i // (2 * together), i // 2 % together) + i % 2 * 8 + lane // 4
                         scratch[partial + o * split + share] = totals[i] * T.float32(STEPS)
         T.tvm_storage_sync("shared")
         if tx < count and first + tx < end:
@@ -288,5 +274,4 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                     result[w] = result[w] + scratch[partial + (w * count + tx) * split + i]
             finish(row, first + tx, result[0], result[weights - 1])
 
-    shared_size = scales_begin + weights * count * scale_stride
-    return Product(count, 1, place(shared_size), partial + weights * count * split, compute)
+    return Product(count, 1, scales_begin + weights * count * scale_stride, partial + weights * count * split, compute)
