@@ -22,13 +22,13 @@ from typing import Any
 def measure(library: Path, config: Any, scheme: Any) -> dict[str, Any]:
     """Write a folder of random weights, drop it from the system's cache, and load it, then again from the cache;
     beside plain reads of its files and a copy to the GPU, either of which can be the bound."""
-    from cuda_parity import random_parameters, with_derived
+    from cuda_parity import random_parameters
     from gecko_mlc.runtime.parameters import READERS
 
-    parameters = with_derived(config, random_parameters(config, scheme.model_dtype))
+    parameters = random_parameters(config, scheme.model_dtype)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        size = _write(folder, parameters)
+        size = _write(folder, config, scheme, parameters)
         copy = _copy_rate(parameters["embed.weight"])
         parameters.clear()
         shards = sorted(folder.glob("*.bin"))
@@ -56,21 +56,24 @@ def _seconds(library: Path, folder: Path) -> dict[str, float]:
     return {"total": time.perf_counter() - begun, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def _write(folder: Path, parameters: dict[str, Any]) -> int:
+def _write(folder: Path, config: Any, scheme: Any, parameters: dict[str, Any]) -> int:
     """The model folder's weights; bytes. bf16 has no NumPy type in PyTorch: it goes as integers."""
     import ml_dtypes
     import torch
-    from gecko_mlc.runtime.parameters import TENSOR_CACHE
 
-    from gecko_mlc.convert import ShardWriter
+    from gecko_mlc.checkpoint import Checkpoint
+    from gecko_mlc.convert import convert_weights
 
-    writer = ShardWriter(folder)
-    for name, value in parameters.items():
-        host = value.cpu()
-        bits = host.dtype is torch.bfloat16
-        writer.add(name, host.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if bits else host.numpy())
-    (folder / TENSOR_CACHE).write_text(json.dumps(writer.finish(sum(p.numel() for p in parameters.values()))))
-    return writer.total_bytes
+    class OnDevice(Checkpoint):
+        def read(self, name: str) -> Any:
+            host = parameters[name].cpu()
+            if host.dtype is torch.bfloat16:
+                return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            return host.numpy()
+
+    checkpoint = OnDevice({name: tuple(value.shape) for name, value in parameters.items()})
+    convert_weights(config, checkpoint, scheme, folder)
+    return sum(file.stat().st_size for file in folder.glob("*.bin"))
 
 
 def _copy_rate(tensor: Any) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.group_quantization import GroupLayout, GroupQuantization
 
 ABI_VERSION = 2
 # What a library's file holds before the metadata's JSON, which ends in a zero byte.
@@ -65,6 +65,15 @@ class TensorSpec(BaseModel):
     dtype: str
 
 
+def quantized_specs(name: str, outputs: int, inputs: int, group: GroupQuantization) -> tuple[TensorSpec, TensorSpec]:
+    """`q_weight` and `q_scale` of the matrix `name` [outputs, inputs]."""
+    prefix, groups = name.removesuffix("weight"), group.groups(inputs)
+    return (
+        TensorSpec(name=f"{prefix}q_weight", shape=(outputs, groups * group.words_per_group), dtype="uint32"),
+        TensorSpec(name=f"{prefix}q_scale", shape=(outputs, groups), dtype=group.scale_dtype),
+    )
+
+
 class Parameter(TensorSpec):
     """A parameter as the functions take it. With a `layout` it is made when it is loaded, of a matrix [outputs, inputs]
     whose codes and scales are stored."""
@@ -82,12 +91,7 @@ class Parameter(TensorSpec):
         """What a model folder holds of it: itself, or `q_weight` and `q_scale`."""
         if self.layout is None:
             return (self,)
-        group, prefix = self.layout.quantization, self.name.removesuffix("weight")
-        groups = group.groups(self.inputs)
-        return (
-            TensorSpec(name=f"{prefix}q_weight", shape=(self.outputs, groups * group.words_per_group), dtype="uint32"),
-            TensorSpec(name=f"{prefix}q_scale", shape=(self.outputs, groups), dtype=group.scale_dtype),
-        )
+        return quantized_specs(self.name, self.outputs, self.inputs, self.layout.quantization)
 
 
 class StateTensor(TensorSpec):

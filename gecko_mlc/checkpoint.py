@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import struct
+import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,10 +40,15 @@ class _Location(NamedTuple):
 
 
 class Checkpoint:
-    """Tensors by name. `shapes` tells what is there, `read` returns one as a NumPy array."""
+    """Tensors by name. `shapes` tells what is there, `read` returns one as a NumPy array.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    `identity` tells it from others: by its files' names, sizes and times of change; one in memory is like no other.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], files: Iterable[Path] = ()) -> None:
         self.shapes = shapes
+        states = [(file, file.stat()) for file in files]
+        self.identity = [(file.name, state.st_size, state.st_mtime_ns) for file, state in states] or [uuid.uuid4().hex]
 
     def read(self, name: str) -> np.ndarray:
         """The tensor `name`, in its own dtype (bfloat16 as ml_dtypes')."""
@@ -97,7 +103,7 @@ class _Safetensors(Checkpoint):
                 if name in self._locations:
                     raise GeckoError(f"{file}: {name} is also in {self._locations[name].file.name}")
                 self._locations[name] = location
-        super().__init__({name: location.shape for name, location in self._locations.items()})
+        super().__init__({name: location.shape for name, location in self._locations.items()}, files)
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, read by itself."""
@@ -177,7 +183,7 @@ class _TorchCheckpoint(Checkpoint):
         if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
             raise GeckoError(f"{file}: expected a dict of tensors (a state_dict)")
         self._tensors = loaded
-        super().__init__({name: tuple(value.shape) for name, value in loaded.items()})
+        super().__init__({name: tuple(value.shape) for name, value in loaded.items()}, [file])
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as an array of its own dtype."""

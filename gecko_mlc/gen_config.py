@@ -13,6 +13,7 @@ from gecko_mlc.runtime.conversation import TEMPLATES
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import read_json
 from gecko_mlc.runtime.model_folder import CHAT_CONFIG, ChatConfig, read_chat_config, write_chat_config
+from gecko_mlc.runtime.parameters import check_whole
 from gecko_mlc.runtime.tokenizer import TOKENIZER, Tokenizer
 
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -36,6 +37,7 @@ def read_model_config(config_or_folder: Path) -> GeckoConfig:
 def find_config(name: str) -> GeckoConfig:
     """The config of a preset's name, a `config.json`, a checkpoint's folder or a model folder."""
     path = Path(name)
+    check_whole(path)
     if path.is_dir() and (path / CHAT_CONFIG).is_file():
         try:
             return validate_config(read_chat_config(path).config, str(path / CHAT_CONFIG))

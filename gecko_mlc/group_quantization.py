@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 # Weights that are quantized at a time: what is made of them stays in a core's cache.
-_BLOCK = 2**16
+_BLOCK = 2**17
 
 
 class Dense(NamedTuple):

@@ -22,7 +22,7 @@ from gecko_mlc.runtime import gpu, machine
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.metadata import read_metadata
 from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
-from gecko_mlc.runtime.parameters import TENSOR_CACHE
+from gecko_mlc.runtime.parameters import TENSOR_CACHE, check_whole
 
 DEMO = "gecko-demo"
 DEMO_QUANTIZATION = "q0f32"
@@ -39,6 +39,7 @@ def model_folder(name: str, say: Callable[[str], None] = lambda text: None) -> P
     """The model folder called `name`; the shipped demo's is made when first needed."""
     path = Path(name)
     if path.is_dir():
+        check_whole(path)
         if not (path / CHAT_CONFIG).is_file():
             raise GeckoError(f"{path}: not a model folder (no {CHAT_CONFIG}); `gecko-mlc convert_weight` makes one")
         return path
@@ -52,7 +53,7 @@ def model_folder(name: str, say: Callable[[str], None] = lambda text: None) -> P
 
 
 def unpack_demo(folder: Path) -> None:
-    """Convert the shipped demo checkpoint into a model folder."""
+    """Convert the shipped demo checkpoint into a model folder, which is there when it is whole."""
     from gecko_mlc.checkpoint import open_checkpoint
     from gecko_mlc.convert import convert_weights
     from gecko_mlc.gen_config import generate_config
@@ -60,12 +61,18 @@ def unpack_demo(folder: Path) -> None:
 
     scheme = quantization(DEMO_QUANTIZATION)
     packed = resources.files("gecko_mlc.demo").joinpath("model.safetensors.xz").read_bytes()
-    with resources.as_file(resources.files("gecko_mlc.demo")) as shipped:
-        config = generate_config(shipped, scheme, folder, "play")
-    with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = Path(temporary) / "model.safetensors"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        model, checkpoint = Path(temporary) / "model", Path(temporary) / "model.safetensors"
+        with resources.as_file(resources.files("gecko_mlc.demo")) as shipped:
+            config = generate_config(shipped, scheme, model, "play")
         checkpoint.write_bytes(lzma.decompress(packed))
-        convert_weights(config, open_checkpoint(checkpoint), scheme, folder)
+        convert_weights(config, open_checkpoint(checkpoint), scheme, model)
+        try:
+            os.replace(model, folder)
+        except OSError:
+            if not (folder / TENSOR_CACHE).is_file():  # If it is, another process was first.
+                raise
 
 
 def library_name(device: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from gecko_mlc.runtime.conversation import Template
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import atomic_write, read_json
+from gecko_mlc.runtime.parameters import check_whole
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CHAT_CONFIG = "mlc-chat-config.json"
@@ -44,10 +45,11 @@ class ChatConfig(BaseModel):
 
 
 def read_chat_config(folder: Path) -> ChatConfig:
-    """The folder's chat config. Raises `GeckoError` naming the field at fault."""
+    """The folder's chat config. Raises `GeckoError` naming the field at fault, and for a folder that is not whole."""
     path = folder / CHAT_CONFIG
     if not folder.is_dir():
         raise GeckoError(f"{folder}: no such model folder")
+    check_whole(folder)
     try:
         config = ChatConfig.model_validate(read_json(path))
     except ValidationError as error:

@@ -25,6 +25,9 @@ from pydantic import BaseModel, Field, ValidationError
 from gecko_mlc.abi import Parameter
 
 TENSOR_CACHE = "tensor-cache.json"
+# Where a conversion keeps what it has, and in it the file that tells how to go on.
+WORKING_FOLDER = ".conversion"
+CONVERSION = "conversion.json"
 # Shards that are read at a time: a disk is faster so, and the device's copies overlap.
 READERS = 8
 
@@ -48,15 +51,27 @@ class TensorRecord(BaseModel):
     nbytes: int = Field(ge=0)
     byteOffset: int = Field(ge=0)
 
+    @property
+    def stored_dtype(self) -> Any:
+        """The dtype in the shard. In the format f32-to-bf16, `dump_tensor_cache`'s default, fp32 is there as bf16."""
+        narrowed = self.format == "f32-to-bf16" and self.dtype == "float32"
+        return NUMPY_DTYPES["bfloat16" if narrowed else self.dtype]
+
 
 class ShardRecord(BaseModel):
-    """One shard file."""
+    """One shard file. MLC's and TVM's have no sha256."""
 
     dataPath: str
     format: str
     nbytes: int = Field(ge=0)
     md5sum: str
+    sha256: str | None = None
     records: list[TensorRecord]
+
+    def checksums(self) -> list[tuple[str, str]]:
+        """Names in hashlib and digests, the fastest first."""
+        sums = [("md5", self.md5sum)]
+        return sums if self.sha256 is None else [("sha256", self.sha256), *sums]
 
 
 class TensorCache(BaseModel):
@@ -70,8 +85,10 @@ def read_tensor_cache(folder: Path) -> TensorCache:
     """The checked index of a model folder's weights.
 
     Raises `GeckoError` for anything that could read outside a shard or the folder, overlaps, is there
-    twice, or does not add up; and for a shard that is missing or of another size (cut short, say).
+    twice, or does not add up; for a shard that is missing or of another size (cut short, say); and for weights whose
+    conversion has not ended.
     """
+    check_whole(folder)
     path = folder / TENSOR_CACHE
     try:
         cache = TensorCache.model_validate(read_json(path))
@@ -93,14 +110,14 @@ def read_tensor_cache(folder: Path) -> TensorCache:
             if record.name in seen:
                 raise GeckoError(f"{path}: the tensor {record.name} is there twice")
             seen.add(record.name)
-            if record.format != "raw" or record.dtype not in NUMPY_DTYPES:
+            if record.format not in ("raw", "f32-to-bf16") or record.dtype not in NUMPY_DTYPES:
                 raise GeckoError(
-                    f"{path}: {record.name} is {record.dtype} in format {record.format!r}; expected raw"
+                    f"{path}: {record.name} is {record.dtype} in format {record.format!r}; expected raw or f32-to-bf16"
                     f" and one of {', '.join(NUMPY_DTYPES)}"
                 )
             if any(extent < 0 for extent in record.shape):
                 raise GeckoError(f"{path}: {record.name} has the shape {record.shape}")
-            needed = math.prod(record.shape) * NUMPY_DTYPES[record.dtype].itemsize
+            needed = math.prod(record.shape) * record.stored_dtype.itemsize
             if needed != record.nbytes:
                 raise GeckoError(
                     f"{path}: {record.name} of shape {record.shape} and {record.dtype} has"
@@ -112,6 +129,14 @@ def read_tensor_cache(folder: Path) -> TensorCache:
             if end > shard.nbytes:
                 raise GeckoError(f"{path}: {record.name} ends at byte {end:,} of a shard of {shard.nbytes:,}")
     return cache
+
+
+def check_whole(folder: Path) -> None:
+    """Raises `GeckoError` when the folder's weights are not complete because their conversion has not ended."""
+    conversion = folder / WORKING_FOLDER / CONVERSION
+    if conversion.is_file() and not (folder / TENSOR_CACHE).is_file():
+        command = read_json(conversion).get("command")
+        raise GeckoError(f"{folder}: not whole, its conversion was interrupted; continue it with: {command}")
 
 
 def _shard_path(folder: Path, shard: ShardRecord) -> Path:
@@ -136,7 +161,8 @@ def load_parameters(
 ) -> list[Any]:
     """The tensors of `expected`, in its order, on `device`; those with a layout made of their codes and scales.
 
-    Raises `GeckoError` when one is missing or has another shape or dtype. `progress` is told bytes done
+    Raises `GeckoError` when one is missing or has another shape or dtype, and when a shard's sha256, or md5 where there
+    is none, is another. `progress` is told bytes done
     and bytes in all. Tensors of the folder that are not expected are not read.
     """
     cache = read_tensor_cache(folder)
@@ -156,13 +182,13 @@ def load_parameters(
     done, tensors = 0, {}
     parts: dict[str, np.ndarray] = {}  # Of parameters whose other part has not come yet.
     shards = [shard for shard in cache.records if any(record.name in owners for record in shard.records)]
-    for shard, data in zip(shards, _read_ahead([folder / shard.dataPath for shard in shards]), strict=True):
+    for shard, data in zip(shards, _read_ahead(folder, shards), strict=True):
         for record in shard.records:
             if record.name not in owners:
                 continue
             spec = owners[record.name]
             raw = data[record.byteOffset : record.byteOffset + record.nbytes]
-            value = raw.view(NUMPY_DTYPES[record.dtype]).reshape(record.shape)
+            value = raw.view(record.stored_dtype).astype(NUMPY_DTYPES[record.dtype], copy=False).reshape(record.shape)
             done += record.nbytes
             progress(done, total)
             if spec.layout is not None:
@@ -176,27 +202,36 @@ def load_parameters(
     return [tensors[spec.name] for spec in expected]
 
 
-def _read_ahead(files: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The bytes of each file, until the next is asked for; the next ones are read meanwhile."""
+def _read_ahead(folder: Path, shards: Sequence[ShardRecord]) -> Iterator[np.ndarray]:
+    """The bytes of each shard, until the next is asked for; the next ones are read and checked meanwhile."""
     with ThreadPoolExecutor(READERS) as pool:
-        reads = deque(pool.submit(_read, file, np.empty(0, np.uint8)) for file in files[:READERS])
-        for i in range(len(files)):
+        reads = deque(pool.submit(_read, folder, shard, np.empty(0, np.uint8)) for shard in shards[:READERS])
+        for i in range(len(shards)):
             buffer, size = reads.popleft().result()
             yield buffer[:size]
-            if i + READERS < len(files):
-                reads.append(pool.submit(_read, files[i + READERS], buffer))
+            if i + READERS < len(shards):
+                reads.append(pool.submit(_read, folder, shards[i + READERS], buffer))
 
 
-def _read(file: Path, buffer: np.ndarray) -> tuple[np.ndarray, int]:
-    """The file's bytes at the beginning of `buffer`, or of a larger one, and how many. New memory would be slower."""
-    with file.open("rb", buffering=0) as opened:
+def _read(folder: Path, shard: ShardRecord, buffer: np.ndarray) -> tuple[np.ndarray, int]:
+    """The shard's bytes at the beginning of `buffer`, or of a larger one, and how many. New memory would be slower."""
+    with (folder / shard.dataPath).open("rb", buffering=0) as opened:
         size = os.fstat(opened.fileno()).st_size
         if len(buffer) < size:
             buffer = np.empty(size, np.uint8)
         done, memory = 0, buffer.data
         while done < size and (count := opened.readinto(memory[done:size])):
             done += count
+    # One checksum is enough; md5 beside sha256 would take longer than all the rest of loading.
+    if fault := _checksum_fault(shard, buffer[:done], *shard.checksums()[0]):
+        raise GeckoError(f"{folder / fault}")
     return buffer, done
+
+
+def _checksum_fault(shard: ShardRecord, data: np.ndarray, name: str, expected: str) -> str | None:
+    if hashlib.new(name, data.data, usedforsecurity=False).hexdigest() == expected:
+        return None
+    return f"{shard.dataPath}: the {name} differs from {TENSOR_CACHE}: the file is damaged; convert the weights again"
 
 
 def copy_into(tensor: Any, array: np.ndarray) -> None:
@@ -208,15 +243,13 @@ def copy_into(tensor: Any, array: np.ndarray) -> None:
 
 
 def check_folder(folder: Path) -> list[str]:
-    """Faults that loading does not look for: checksums that differ, and weights that are not finite."""
+    """Faults that loading does not look for: either checksum differs, or weights are not finite."""
     faults = []
     for shard in read_tensor_cache(folder).records:
         data = np.fromfile(folder / shard.dataPath, np.uint8)
-        if hashlib.md5(data.data).hexdigest() != shard.md5sum:
-            faults.append(f"{shard.dataPath}: the checksum differs, the file is damaged")
+        faults += [fault for sums in shard.checksums() if (fault := _checksum_fault(shard, data, *sums))]
         for record in shard.records:
-            dtype = NUMPY_DTYPES[record.dtype]
-            values = data[record.byteOffset : record.byteOffset + record.nbytes].view(dtype)
+            values = data[record.byteOffset : record.byteOffset + record.nbytes].view(record.stored_dtype)
             if record.dtype.startswith(("float", "bfloat")) and not np.isfinite(values.astype(np.float32)).all():
                 faults.append(f"{record.name}: not all values are finite")
     return faults

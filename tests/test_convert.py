@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from gecko_mlc.checkpoint import Checkpoint, open_checkpoint
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.convert import convert_weights
+from gecko_mlc.derived import derived_shapes
 from gecko_mlc.quantization import quantization
 from gecko_mlc.random_checkpoint import write_random_checkpoint
 
@@ -65,6 +66,27 @@ def test_matrices_take_the_dtype_and_nothing_else_is_rounded(scheme: str, tmp_pa
         if name not in parameters:
             assert result[name].tobytes() == value.tobytes()
     assert len(result) == len(with_derived(config, parameters))
+
+
+@pytest.mark.parametrize("scheme", ["q3f16_1", "q4f16_1", "q4f32_1", "q8f16_1"])
+def test_matrices_become_codes_and_scales(scheme: str, tmp_path: Path) -> None:
+    config, group = small_config(), quantization(scheme).group
+    assert group is not None
+    parameters = {p.name: p for p in config.parameters()}
+    values = {
+        name: value.astype(ml_dtypes.bfloat16) if parameters[name].matrix else value
+        for name, value in random_parameters(config).items()
+    }
+    result = convert(config, Arrays(values), scheme, tmp_path)
+    for name, value in values.items():
+        if parameters[name].matrix:
+            prefix = name.removesuffix("weight")
+            q_weight, q_scale = group.quantize(value)
+            assert result.pop(f"{prefix}q_weight").tobytes() == q_weight.tobytes()
+            assert result.pop(f"{prefix}q_scale").tobytes() == q_scale.tobytes()
+        else:
+            assert result.pop(name).tobytes() == value.tobytes()
+    assert sorted(result) == sorted(name for name, _ in derived_shapes(config))
 
 
 @pytest.mark.parametrize("layout", ["one file", "sharded", "pth", "bf16 pth", "old pth"])
@@ -118,14 +140,15 @@ def faulty(name: str) -> tuple[GeckoConfig, dict[str, np.ndarray], str]:
     return tied.config, {**p, "output.output.weight": p["embed.weight"] + 1}, "differs from embed.weight"
 
 
+@pytest.mark.parametrize("scheme", ["q0f16", "q4f16_1"])
 @pytest.mark.parametrize("name", ["missing", "unknown", "transposed", "nan", "overflow", "prior", "untied"])
-def test_what_does_not_fit_is_refused_and_the_old_weights_stay(name: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_and_the_old_weights_stay(name: str, scheme: str, tmp_path: Path) -> None:
     config, parameters, message = faulty(name)
     good = load_golden("public_b" if name == "untied" else "public_a")
-    convert(config, Arrays(good.parameters), "q0f16", tmp_path)
+    convert(config, Arrays(good.parameters), scheme, tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(GeckoError, match=message):
-        convert(config, Arrays(parameters), "q0f16", tmp_path)
+        convert(config, Arrays(parameters), scheme, tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

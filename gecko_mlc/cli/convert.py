@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.common import QuantizationOption, byte_progress, console, show_arguments
-from gecko_mlc.config import GeckoConfig
+from gecko_mlc.cli.common import QuantizationOption, byte_progress, console, say, show_arguments
 from gecko_mlc.quantization import Quantization
 from gecko_mlc.quantization import quantization as find_quantization
 from gecko_mlc.runtime.errors import GeckoError
@@ -38,6 +40,8 @@ def convert_weight(
 ) -> None:
     """Convert a checkpoint (.safetensors or .pth) to a complete model folder.
 
+    A conversion that was interrupted goes on where it was when the same command is given again.
+
     Example: gecko-mlc convert_weight my-gecko/ --quantization q0f16 -o dist/my-gecko-q0f16-MLC
     """
     from gecko_mlc.checkpoint import open_checkpoint
@@ -48,10 +52,15 @@ def convert_weight(
     source = source or (config if config.is_dir() else config.parent)
     show_arguments(config=config, source=source, quantization=quantization, output=output)
     model = read_model_config(config)
-    checkpoint = open_checkpoint(source)
-    _check_space(model, scheme.model_dtype, output)
-    with byte_progress("converting") as progress:
-        convert_weights(model, checkpoint, scheme, output, progress)
+    with tempfile.TemporaryDirectory() as folder:  # What is wrong with it is said before the long work.
+        generate_config(config, scheme, Path(folder), conv_template)
+    command = shlex.join(["gecko-mlc", *sys.argv[1:]])
+    try:
+        with byte_progress("converting") as progress:
+            convert_weights(model, open_checkpoint(source), scheme, output, progress, say, command)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        raise
     generate_config(config, scheme, output, conv_template)
     console.print(f"{model.num_parameters():,} parameters in {output}")
 
@@ -84,12 +93,13 @@ def random_weight(
     """
     from gecko_mlc.gen_config import find_config
     from gecko_mlc.random_checkpoint import write_random_checkpoint
+    from gecko_mlc.shards import check_space
 
     if dtype not in ("float32", "float16", "bfloat16"):
         raise GeckoError(f"--dtype {dtype!r}: expected float32, float16 or bfloat16")
     model = find_config(config)
     show_arguments(config=config, dtype=dtype, seed=seed, output=output)
-    _check_space(model, dtype, output)
+    check_space(output, model.num_parameters() * (4 if dtype == "float32" else 2))
     with byte_progress("writing") as progress:
         write_random_checkpoint(model, output, dtype, seed, progress)
     console.print(f"{model.num_parameters():,} parameters in {output}")
@@ -100,12 +110,3 @@ def _quantization(name: str) -> Quantization:
         return find_quantization(name)
     except ValueError as error:
         raise GeckoError(f"--quantization: {error}") from None
-
-
-def _check_space(model: GeckoConfig, dtype: str, output: Path) -> None:
-    """Refuse to begin what the disk cannot hold."""
-    from gecko_mlc.convert import free_bytes
-
-    needed = model.num_parameters() * (4 if dtype == "float32" else 2)
-    if needed > free_bytes(output):
-        raise GeckoError(f"{output}: needs about {needed:,} bytes, the disk has {free_bytes(output):,} left")

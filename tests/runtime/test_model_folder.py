@@ -8,15 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+import tvm
 from conftest import small_config
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import atomic_write, read_json
-from gecko_mlc.runtime.parameters import check_folder, read_tensor_cache
+from gecko_mlc.runtime.parameters import check_folder, load_parameters, read_tensor_cache
+from tvm.contrib.tvmjs import dump_tensor_cache
 
+from gecko_mlc.abi import Parameter
 from gecko_mlc.checkpoint import open_checkpoint
 from gecko_mlc.convert import convert_weights
+from gecko_mlc.group_quantization import GroupLayout
 from gecko_mlc.quantization import quantization
 from gecko_mlc.random_checkpoint import write_random_checkpoint
 
@@ -46,7 +51,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "shape_overflow": (lambda i: first(i).update(shape=[2**62, 2**62]), "has"),
     "negative_shape": (lambda i: first(i).update(shape=[-2, -8]), "shape"),
     "wrong_dtype": (lambda i: first(i).update(dtype="float16"), "but nbytes is"),
-    "unknown_dtype": (lambda i: first(i).update(dtype="object"), "expected raw and one of"),
+    "unknown_dtype": (lambda i: first(i).update(dtype="object"), "expected raw or f32-to-bf16 and one of"),
     "overlap": (lambda i: i["records"][0]["records"][1].update(byteOffset=0), "overlaps"),
     "twice": (lambda i: i["records"][0]["records"][1].update(name=first(i)["name"]), "is there twice"),
     "parent": (lambda i: i["records"][0].update(dataPath="../x.bin"), "not a plain file name"),
@@ -91,8 +96,58 @@ def test_check_finds_a_flipped_bit_and_a_nan(folder: Path) -> None:
     values[100] = np.nan
     values.tofile(shard)
     faults = " ".join(check_folder(folder))
-    assert "the checksum differs" in faults
+    assert "the sha256 differs" in faults
+    assert "the md5 differs" in faults
     assert "not all values are finite" in faults
+
+
+@pytest.mark.parametrize("checksum", ["sha256", "md5"])
+def test_a_flipped_bit_is_found_at_load(checksum: str, folder: Path) -> None:
+    """By the sha256, or the md5 in folders of MLC's, which have no other."""
+    parameter = Parameter(name="rope.cos", shape=(16, 4), dtype="float32")
+    if checksum == "md5":
+        index = json.loads((folder / "tensor-cache.json").read_text())
+        for record in index["records"]:
+            del record["sha256"]
+        (folder / "tensor-cache.json").write_text(json.dumps(index))
+    load_parameters(folder, [parameter], tvm.cpu())
+    shard = folder / "params_shard_0.bin"
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 1
+    shard.write_bytes(data)
+    message = f"params_shard_0.bin: the {checksum} differs from tensor-cache.json: the file is damaged; convert the"
+    with pytest.raises(GeckoError, match=message):
+        load_parameters(folder, [parameter], tvm.cpu())
+
+
+@pytest.mark.parametrize("encode_format", ["raw", "f32-to-bf16"])
+def test_a_folder_of_tvms_own(encode_format: str, tmp_path: Path) -> None:
+    """`dump_tensor_cache` stores fp32 as bf16 unless it is told to store it raw."""
+    rng = np.random.default_rng(0)
+    scheme = quantization("q4f16_1").group
+    assert scheme is not None
+    layout = GroupLayout(quantization=scheme, lanes=1, code_bits=4)
+    matrix = rng.normal(0, 1, (6, 70)).astype(np.float32)
+    q_weight, q_scale = scheme.quantize(matrix)
+    values = {
+        "norm": rng.normal(0, 1, 40).astype(np.float32),
+        "half": matrix.astype(np.float16),
+        "brain": matrix.astype(ml_dtypes.bfloat16),
+        "layer.q_weight": q_weight,
+        "layer.q_scale": q_scale,
+    }
+    tensors = {name: tvm.runtime.tensor(value) for name, value in values.items()}
+    dump_tensor_cache(tensors, str(tmp_path), encode_format=encode_format, show_progress=False)
+    layer = Parameter(
+        name="layer.weight", shape=layout.shape(6, 70), dtype="uint32", outputs=6, inputs=70, layout=layout
+    )
+    dense = [Parameter(name=n, shape=values[n].shape, dtype=str(values[n].dtype)) for n in ("norm", "half", "brain")]
+    expected = [values["norm"], values["half"], values["brain"], layout.pack(q_weight, q_scale, 70)]
+    if encode_format == "f32-to-bf16":
+        expected[0] = values["norm"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    for loaded, value in zip(load_parameters(tmp_path, [*dense, layer], tvm.cpu()), expected, strict=True):
+        assert loaded.numpy().tobytes() == value.tobytes()
+    assert check_folder(tmp_path) == []
 
 
 @pytest.mark.parametrize(
