@@ -1,6 +1,7 @@
 """Adaptive working memory (specification 2.7): the read of every token, the write at a chunk's end."""
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,17 @@ def write_oracle(
 
 @functools.cache
 def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine: Machine) -> tirx.PrimFunc:
-    """Kernel (weights [n, Z], sca [n, E], gate [n, E], slots, memory [S, H, dz, dv])
-    → y [n, E] = sca ⊙ gate + weights · memory (the merge of 2.8), all fp32."""
+    """Kernel (weights [n, Z], sca [n, E], gate [n, E], slots, position, memory [S, H, dz, dv])
+    → y [n, E] = sca ⊙ gate + weights · memory (the merge of 2.8), all fp32.
+
+    The first two chunks find an empty memory and do not read it.
+    """
     size, value_size = z_dim // heads, value_dim // heads
     width = machine.width(value_size)
-    vectors = 2 if value_size % (2 * width) == 0 else 1
+    # One row takes long runs of memory, several share what is loaded.
+    tile, most = (1, machine.registers // 4) if rows is Rows.DECODE else (machine.registers // 4, 2)
+    vectors = math.gcd(value_size // width, most)
     columns = width * vectors
-    tile = 1 if rows is Rows.DECODE else machine.registers // 4
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -53,6 +58,7 @@ def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine
         sca_handle: T.handle,
         gate_handle: T.handle,
         slots_handle: T.handle,
+        position: T.Buffer((slots, 2), "int32"),
         memory: T.Buffer((slots, heads, size, value_size), "float32"),
         y_handle: T.handle,
     ):
@@ -70,7 +76,7 @@ def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine
             column: T.let = task % (value_size // columns) * columns
             slot: T.let = slot_ids[rows.sequence(first)]
             clear(sums, tile, columns)
-            for a in T.serial(size):
+            for a in T.serial(T.Select(position[slot, 0] >= 2, size, 0)):
                 for i in T.unroll(tile):
                     for v in T.unroll(vectors):
                         for lane in T.vectorized(width):

@@ -193,7 +193,7 @@ class CPULaunches:
         merged = launch(
             working_memory.read(call.rows, c.z_dim, c.value_dim, c.num_heads, total, self.machine),
             "working_memory_read",
-            [weights, sca, r, call.slots, call.state[memory]],
+            [weights, sca, r, call.slots, call.state["position"], call.state[memory]],
             fresh(call.n, c.value_dim),
         )
         return self._linear(mega.wh2, merged, self._pack(merged), "residual2", [x, h1])

@@ -134,11 +134,14 @@ def test_memory_read(
     rows: Rows,
     slots: tuple[int, ...],
 ) -> None:
+    """The second chunk, slot 0's, does not read."""
     rng, n = np.random.default_rng(3), 13 if rows is Rows.PREFILL else 2
+    position = ints(1, 3, 2, 0, 5, 1).reshape(3, 2)
     memory, weights = floats(rng, 3, heads, z // heads, e // heads), floats(rng, n, z)
     sca, gate = floats(rng, 2, n, e)
     kernel = working_memory.read(rows, z, e, heads, 3, machine)
-    y = launch(kernel, weights, sca, gate, ints(*slots), memory, np.zeros_like(sca))[-1]
+    y = launch(kernel, weights, sca, gate, ints(*slots), position, memory, np.zeros_like(sca))[-1]
+    memory[0] = 0
     for i in range(n):
         read = working_memory.read_oracle(weights[i : i + 1], memory[slots[rows.sequence(i)]])
         np.testing.assert_allclose(y[i], sca[i] * gate[i] + read[0], atol=1e-5)
