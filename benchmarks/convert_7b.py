@@ -1,4 +1,4 @@
-"""Peak memory of converting a random 7B checkpoint in bf16: `python benchmarks/convert_7b.py DIR`.
+"""Rates and peak memory of converting a random 7B checkpoint in bf16: `python benchmarks/convert_7b.py DIR`.
 
 Needs 30 GB of disk in DIR, and removes what it made. Writes convert-7b.md beside this file.
 """
@@ -6,7 +6,7 @@ Needs 30 GB of disk in DIR, and removes what it made. Writes convert-7b.md besid
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -19,10 +19,11 @@ from gecko_mlc.runtime import machine
 def timed(*arguments: str | Path) -> tuple[float, float]:
     """Seconds and peak resident GiB of a gecko-mlc command."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "gecko_mlc", *map(str, arguments)], check=True)
-    # The largest of all children so far: commands are run in the order of what they need.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return time.perf_counter() - begun, peak
+    process = subprocess.Popen([sys.executable, "-m", "gecko_mlc", *map(str, arguments)])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{arguments[0]} failed")
+    return time.perf_counter() - begun, usage.ru_maxrss / 2**20
 
 
 def main() -> None:
@@ -31,22 +32,34 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder / "gecko-7b-benchmark"
     checkpoint, model = folder / "checkpoint", folder / "model"
+    rows = []
     try:
-        made = timed("random_weight", "gecko-7b", "--dtype", "bfloat16", "-o", checkpoint)
-        size = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")) / 1e9
-        converted = timed("convert_weight", checkpoint, "--quantization", "q0bf16", "-o", model)
-        shards = len(list(model.glob("params_shard_*.bin")))
+        seconds, peak = timed("random_weight", "gecko-7b", "--dtype", "bfloat16", "-o", checkpoint)
+        size = total_gb(checkpoint, "*.safetensors")
+        rows.append(f"| `random_weight`, bf16 | | {size:.1f} | {seconds:.0f} | {size / seconds:.2f} | {peak:.2f} |")
+        for scheme in ("q4f16_1", "q0bf16"):
+            seconds, peak = timed("convert_weight", checkpoint, "--quantization", scheme, "-o", model)
+            written = total_gb(model, "*.bin")
+            rate = size / seconds
+            rows.append(
+                f"| `convert_weight`, {scheme} | {size:.1f} | {written:.1f} | {seconds:.0f} | {rate:.2f} | {peak:.2f} |"
+            )
+            shutil.rmtree(model)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     text = (
         f"# Converting gecko-7b on {machine.cpu_name()}, {machine.usable_cores()} cores\n\n"
-        f"| | GB | seconds | peak GiB |\n|---|---:|---:|---:|\n"
-        f"| `random_weight`, bf16 | {size:.1f} | {made[0]:.0f} | {made[1]:.2f} |\n"
-        f"| `convert_weight`, q0bf16, {shards} shards | {size:.1f} | {converted[0]:.0f} | {converted[1]:.2f} |\n\n"
-        "Peaks are of the largest process up to there.\n"
+        "| | GB read | GB written | seconds | GB/s of the checkpoint | peak GiB |\n|---|---:|---:|---:|---:|---:|\n"
+        + "\n".join(rows)
+        + "\n"
     )
     print(text)
     (Path(__file__).parent / "convert-7b.md").write_text(text)
+
+
+def total_gb(folder: Path, pattern: str) -> float:
+    """Of the files that match."""
+    return sum(file.stat().st_size for file in folder.glob(pattern)) / 1e9
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ class TensorCache(BaseModel):
 def read_tensor_cache(folder: Path) -> TensorCache:
     """The checked index of a model folder's weights.
 
-    Raises `GeckoError` for anything that could read outside a shard or the folder, overlaps, is there
-    twice, or does not add up; for a shard that is missing or of another size (cut short, say); and for weights whose
-    conversion has not ended.
+    Raises `GeckoError` for anything that could read outside a shard or the folder, overlaps, is there twice, or does
+    not add up; for a shard that is missing or of another size (cut short, say); and for weights whose conversion has
+    not ended.
     """
     check_whole(folder)
     path = folder / TENSOR_CACHE
@@ -162,8 +162,8 @@ def load_parameters(
     """The tensors of `expected`, in its order, on `device`; those with a layout made of their codes and scales.
 
     Raises `GeckoError` when one is missing or has another shape or dtype, and when a shard's sha256, or md5 where there
-    is none, is another. `progress` is told bytes done
-    and bytes in all. Tensors of the folder that are not expected are not read.
+    is none, is another. `progress` is told bytes done and bytes in all. Tensors of the folder that are not expected are
+    not read.
     """
     cache = read_tensor_cache(folder)
     found = {record.name: record for shard in cache.records for record in shard.records}
@@ -224,7 +224,7 @@ def _read(folder: Path, shard: ShardRecord, buffer: np.ndarray) -> tuple[np.ndar
             done += count
     # One checksum is enough; md5 beside sha256 would take longer than all the rest of loading.
     if fault := _checksum_fault(shard, buffer[:done], *shard.checksums()[0]):
-        raise GeckoError(f"{folder / fault}")
+        raise GeckoError(f"{folder}: {fault}")
     return buffer, done
 
 

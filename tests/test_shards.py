@@ -22,6 +22,7 @@ from gecko_mlc.runtime.parameters import check_folder, read_tensor_cache
 
 from gecko_mlc import shards
 from gecko_mlc.checkpoint import open_checkpoint
+from gecko_mlc.cli import main
 from gecko_mlc.convert import convert_weights
 from gecko_mlc.gen_config import find_config
 from gecko_mlc.prepare import model_folder
@@ -61,13 +62,13 @@ class PowerFailure(BaseException):
 class Failing:
     """A function that fails from a certain call on."""
 
-    def __init__(self, function: Callable[..., None], calls: int) -> None:
-        self.function, self.calls = function, calls
+    def __init__(self, function: Callable[..., None], calls: int, failure: type[BaseException] = PowerFailure) -> None:
+        self.function, self.calls, self.failure = function, calls, failure
 
     def __call__(self, *arguments: object) -> None:
         self.calls -= 1
         if self.calls < 0:
-            raise PowerFailure
+            raise self.failure
         self.function(*arguments)
 
 
@@ -181,6 +182,32 @@ def test_another_conversion_begins_again(
 def test_a_folder_that_is_not_whole_is_named_as_such(use: Callable[[Path], object], interrupted: Path) -> None:
     with pytest.raises(GeckoError, match="model: not whole, its conversion was interrupted; continue it with: go on"):
         use(interrupted)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_ctrl_c_tells_how_to_go_on(
+    checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["gecko-mlc", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capfd.readouterr().err
+
+    output = str(tmp_path / "model")
+    command = ("convert_weight", str(checkpoints[0]), "--quantization", "q4f16_1", "-o", output)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Failing(os.replace, 5, KeyboardInterrupt))
+        code, said = run(*command)
+    assert code == 130
+    assert "interrupted; the same command goes on from here" in said
+    code, said = run("info", output)
+    assert code == 1
+    assert f"continue it with: gecko-mlc {' '.join(command)}" in said
+    code, said = run(*command)
+    assert code == 0
+    assert "continuing an interrupted conversion" in said
+    assert run("info", output, "--check")[0] == 0
 
 
 @pytest.mark.usefixtures("small_shards")
