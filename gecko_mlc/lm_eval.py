@@ -84,8 +84,8 @@ class GeckoLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         places: dict[tuple[int, ...], list[int]] = {}
-        for place, (_, context, _) in enumerate(requests):
-            places.setdefault(tuple(context or [self.prefix_token_id]), []).append(place)
+        for place, (_, ids, _) in enumerate(requests):
+            places.setdefault(tuple(ids or [self.prefix_token_id]), []).append(place)
         results: dict[int, tuple[float, bool]] = {}
         for context, those in shown(list(places.items()), "contexts", disable_tqdm):
             continuations = [requests[place][2] for place in those]
@@ -135,7 +135,7 @@ def generation_options(model: Model, wishes: dict[str, Any], seed: int) -> Gener
     known = Sampling.model_fields
     if unknown := sampling.keys() - known:
         raise GeckoError(f"unknown generation options {', '.join(sorted(unknown))}; expected of {', '.join(known)}")
-    return checked(
+    options: GenerationOptions = checked(
         lambda: model.options(
             sampling=Sampling(**sampling),
             seed=seed,
@@ -143,6 +143,7 @@ def generation_options(model: Model, wishes: dict[str, Any], seed: int) -> Gener
             stop=(until,) if isinstance(until, str) else tuple(until),
         )
     )
+    return options
 
 
 def shown(items: Sequence[T], title: str, silent: bool) -> Iterable[T]:
