@@ -22,6 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from gecko_mlc.quantization import QUANTIZATIONS
 from gecko_mlc.runtime.errors import GeckoError
 
 # Messages go to standard error; standard output is for results alone.
@@ -45,7 +46,7 @@ StateDtypeOption = Annotated[
         " alone); by default what the quantization does.",
     ),
 ]
-QuantizationOption = Annotated[str, typer.Option("--quantization", help="q0f32, q0f16 or q0bf16.")]
+QuantizationOption = Annotated[str, typer.Option("--quantization", help=f"One of {', '.join(QUANTIZATIONS)}.")]
 
 
 def show_arguments(**arguments: Any) -> None:
