@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Module, Tensor, op
 
 from gecko_mlc.model.launch import Build, Call, State, fresh, launch
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
@@ -28,6 +28,7 @@ from gecko_mlc.tir_kernels.cuda import (
     sampling,
     slots,
     timestep_norm,
+    value_cache,
     working_memory,
 )
 from gecko_mlc.tir_kernels.machine import CUDA
@@ -40,9 +41,10 @@ class CUDALaunches:
     def __init__(self, build: Build) -> None:
         assert isinstance(build.machine, CUDA)
         self.build, self.machine = build, build.machine
-        self.dtype, self.cache_dtype = build.quantization.model_dtype, build.quantization.key_dtype
-        # Reads of the memory are rounded with the caches.
-        self.memory = "memory" if self.cache_dtype == "float32" else "memory_read"
+        dtypes = build.quantization
+        self.dtype, self.key_dtype, self.value_dtype = dtypes.model_dtype, dtypes.key_dtype, dtypes.state_dtype
+        # Reads of the memory are rounded with the keys.
+        self.memory = "memory" if self.key_dtype == "float32" else "memory_read"
 
     def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""
@@ -114,7 +116,7 @@ class CUDALaunches:
         shape = (c.z_dim, c.value_dim, c.num_heads, self.build.slots)
         memory_sum, log_mass, log_sum = (f"{prefix}{name}" for name in ("memory_sum", "log_mass", "log_sum"))
         state.update(
-            working_memory.update(*shape, self.cache_dtype),
+            working_memory.update(*shape, self.key_dtype),
             "memory_update",
             [slot_ids, "position", f"{prefix}{self.memory}", memory_sum],
             [memory_sum],
@@ -122,13 +124,13 @@ class CUDALaunches:
         rounded = [] if self.memory == "memory" else [f"{prefix}{self.memory}"]
         writes = [f"{prefix}log_norm", f"{prefix}memory", *rounded]
         state.update(
-            working_memory.write(*shape, self.cache_dtype),
+            working_memory.write(*shape, self.key_dtype),
             "memory_write",
             [slot_ids, "position", log_mass, memory_sum, *writes],
             writes,
         )
         state.update(
-            working_memory.start_chunk(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, self.cache_dtype),
+            working_memory.start_chunk(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, self.key_dtype),
             "start_chunk",
             [slot_ids, "position", f"{prefix}memory_keys", log_mass, log_sum],
             [log_mass, log_sum],
@@ -173,9 +175,9 @@ class CUDALaunches:
             state,
             [fresh(b, c.model_dim), fresh(b, c.model_dim)],
         )
-        keys, values, memory_keys = (f"{prefix}{name}" for name in ("keys", "values", "memory_keys"))
+        keys, memory_keys = f"{prefix}keys", f"{prefix}memory_keys"
         layers = (mega.wv, mega.wz, mega.wr, mega.wh1)
-        z, r, h = call.state.update(
+        v, z, r, h = op.tensor_ir_op(
             decode_linear.projections(
                 c.model_dim,
                 c.z_dim,
@@ -183,10 +185,7 @@ class CUDALaunches:
                 c.layernorm_num_groups,
                 c.norm_eps,
                 c.norm_affine,
-                total,
-                c.chunk_size,
                 self.build.weight_format,
-                self.cache_dtype,
                 total,
             ),
             "projections",
@@ -196,24 +195,22 @@ class CUDALaunches:
                 *_present(mega.rmsnorm.weight),
                 *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)),
                 x,
-                call.slots,
-                "position",
-                values,
             ],
-            [values],
-            [fresh(b, c.z_dim), fresh(b, c.value_dim), fresh(b, c.model_dim)],
+            [fresh(b, c.value_dim), fresh(b, c.z_dim), fresh(b, c.value_dim), fresh(b, c.model_dim)],
         )
-        shape = (c.z_dim, c.value_dim, c.num_heads)
+        shape, cache = (c.z_dim, c.value_dim, c.num_heads), [keys, *self._values(prefix), memory_keys]
         parts = attention_step.parts(c.chunk_size, c.num_heads)
         partial, statistics = call.state.update(
-            attention_step.attend(*shape, c.rope_heads, total, c.chunk_size, c.norm_eps, self.cache_dtype),
+            attention_step.attend(
+                *shape, c.rope_heads, total, c.chunk_size, c.norm_eps, self.key_dtype, self.value_dtype
+            ),
             "attend",
-            [z, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", keys, values, memory_keys],
-            [keys, memory_keys],
+            [z, v, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", *cache],
+            cache,
             [fresh(b, c.num_heads, parts, c.value_head_dim), fresh(b, c.num_heads, parts, 2)],
         )
         merged = launch(
-            attention_merge.merge(*shape, total, c.chunk_size, c.norm_eps, self.cache_dtype),
+            attention_merge.merge(*shape, total, c.chunk_size, c.norm_eps, self.key_dtype),
             "merge",
             [
                 z,
@@ -275,15 +272,8 @@ class CUDALaunches:
             [f"{prefix}ema"],
             [fresh(n, c.model_dim, dtype=self.dtype), fresh(n, c.model_dim)],
         )
-        keys, values, memory_keys = (f"{prefix}{name}" for name in ("keys", "values", "memory_keys"))
-        call.state.update(
-            linear.value_projection(
-                c.model_dim, c.value_dim, total, c.chunk_size, self.build.weight_format, self.cache_dtype, self.machine
-            ),
-            "value_projection",
-            [u, *_present(mega.wv.weight, mega.wv.bias), call.slots, "position", values],
-            [values],
-        )
+        keys, memory_keys = f"{prefix}keys", f"{prefix}memory_keys"
+        self._store_values(call, prefix, mega.wv, u)
         mx = launch(
             group_norm.rms_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.dtype),
             "rms_norm",
@@ -299,14 +289,14 @@ class CUDALaunches:
         )
         queries, reads = call.state.update(
             attention_inputs.attention_inputs(
-                c.z_dim, c.num_heads, c.rope_heads, total, c.chunk_size, c.norm_eps, self.dtype, self.cache_dtype
+                c.z_dim, c.num_heads, c.rope_heads, total, c.chunk_size, c.norm_eps, self.dtype, self.key_dtype
             ),
             "attention_inputs",
             [z, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", keys, memory_keys],
             [keys, memory_keys],
             [fresh(n, 2, c.z_dim, dtype=self.dtype), fresh(n, c.z_dim, dtype=self.dtype)],
         )
-        scores = (c.z_dim, c.num_heads, total, c.chunk_size, self.dtype, self.machine)
+        scores = (c.z_dim, c.num_heads, total, c.chunk_size, self.dtype, self.key_dtype, self.machine)
         seen = [queries, call.slots, call.state["position"], call.state[keys]]
         statistics = launch(
             chunk_attention.attention_statistics(*scores),
@@ -322,14 +312,22 @@ class CUDALaunches:
         )
         merged = launch(
             attention_values.attention_values(
-                c.z_dim, c.value_dim, c.num_heads, total, c.chunk_size, self.dtype, self.machine
+                c.z_dim,
+                c.value_dim,
+                c.num_heads,
+                total,
+                c.chunk_size,
+                self.dtype,
+                self.key_dtype,
+                self.value_dtype,
+                self.machine,
             ),
             "attention_values",
             [
                 weights,
                 call.slots,
                 call.state["position"],
-                call.state[values],
+                *(call.state[name] for name in self._values(prefix)),
                 r,
                 reads,
                 call.state[f"{prefix}{self.memory}"],
@@ -339,6 +337,20 @@ class CUDALaunches:
         self._absorb(call, prefix, working_memory.absorb(c.model_dim, *self._memory_shape()), [x])
         kernel = linear.linear_residual(c.value_dim, c.model_dim, self.build.weight_format, False, self.machine)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(n, c.model_dim))
+
+    def _store_values(self, call: Call, prefix: str, wv: Module, u: Tensor) -> None:
+        """Values of u [n, D] (2.4), into the cache."""
+        c, total = self.build.config, self.build.slots
+        kernel = linear.value_projection(
+            c.model_dim, c.value_dim, total, c.chunk_size, self.build.weight_format, self.value_dtype, self.machine
+        )
+        operands, values = [u, *_present(wv.weight, wv.bias)], self._values(prefix)
+        if self.value_dtype == "int8":
+            v = launch(kernel, "value_projection", operands, fresh(call.n, c.value_dim, dtype=self.dtype))
+            kernel = value_cache.quantize_values(c.value_dim, c.num_heads, total, c.chunk_size, self.dtype)
+            call.state.update(kernel, "quantize_values", [v, call.slots, "position", *values], values)
+        else:
+            call.state.update(kernel, "value_projection", [*operands, call.slots, "position", *values], values)
 
     def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
         """The block's output [n, D] of y, its middle, and x, its input."""
@@ -377,13 +389,24 @@ class CUDALaunches:
 
     def _absorb(self, call: Call, prefix: str, kernel: Any, rows: list[Tensor]) -> None:
         """What these tokens add for the memory (8c); `rows` [n, D] tell a prefill how many they are."""
-        names = ["memory_keys", "values", "log_mass", "log_sum", "memory_sum"]
+        names = ["memory_keys", *self.build.value_tensors, "log_mass", "log_sum", "memory_sum"]
         arguments = [*rows, call.slots, "position", *(f"{prefix}{name}" for name in names)]
         call.state.update(kernel, "absorb", arguments, [f"{prefix}memory_sum"])
 
     def _memory_shape(self) -> tuple[Any, ...]:
         c = self.build.config
-        return c.z_dim, c.value_dim, c.num_heads, self.build.slots, c.chunk_size, self.cache_dtype
+        return (
+            c.z_dim,
+            c.value_dim,
+            c.num_heads,
+            self.build.slots,
+            c.chunk_size,
+            self.key_dtype,
+            self.value_dtype,
+        )
+
+    def _values(self, prefix: str) -> list[str]:
+        return [f"{prefix}{name}" for name in self.build.value_tensors]
 
     def _betas(self) -> tuple[float, float]:
         return self.build.config.timenorm_beta1, self.build.config.timenorm_beta2

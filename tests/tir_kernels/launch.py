@@ -49,5 +49,6 @@ def cached_values(v: np.ndarray, heads: int, dtype: str) -> tuple[list[np.ndarra
     """Values [..., E] as a cache of `dtype` holds them (codes and scales of int8), and what they are there in fp64."""
     if dtype != "int8":
         return [v.astype(dtype)], v.astype(dtype).astype(float)
-    codes, scales = value_cache.oracle(v, heads)
+    with np.errstate(invalid="ignore"):  # NaN is what does not exist.
+        codes, scales = value_cache.oracle(v, heads)
     return [codes, scales], value_cache.values_of(codes, scales).astype(float)

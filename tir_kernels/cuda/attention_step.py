@@ -23,7 +23,8 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
-from tvm import tirx
+from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of, without_scales
+from tvm import DataType, tirx
 from tvm.script import tirx as T
 
 Expr = Any
@@ -31,8 +32,8 @@ Expr = Any
 THREADS = 256
 # Blocks of `attend` for a sequence: three on each of the 132 multiprocessors of the large GPUs.
 BLOCKS = 396
-# Vectors of keys, of values, that a thread has on their way at a time.
-LOADS, VALUES = 8, 16
+# Vectors of keys, of values, that a thread has on their way at a time: of codes fewer, for three blocks to fit.
+LOADS, VALUES, CODES = 8, 16, 8
 
 
 def parts(chunk_size: int, heads: int) -> int:
@@ -50,6 +51,10 @@ def part_length(visible: Expr, count: int) -> Expr:
     return T.max((visible + count - 1) // count, LOADS)
 
 
+def _in_16_bytes(dtype: str) -> int:
+    return 128 // DataType(dtype).bits
+
+
 @T.inline
 def _normalize(scale, z, row, first, size, eps, lane):
     """scale[0] = what z of a head is multiplied with by its norm, in every lane."""
@@ -62,26 +67,35 @@ def _normalize(scale, z, row, first, size, eps, lane):
 
 @functools.cache
 def attend(
-    z_dim: int, value_dim: int, heads: int, rope_heads: int, slots: int, chunk_size: int, eps: float, dtype: str
+    z_dim: int,
+    value_dim: int,
+    heads: int,
+    rope_heads: int,
+    slots: int,
+    chunk_size: int,
+    eps: float,
+    key_dtype: str,
+    value_dtype: str,
 ) -> tirx.PrimFunc:
-    """Kernel (z [b, Z], gamma [4, Z], beta [4, Z], cos, sin [2C, dz/2], slots [b], position,
-    keys [S, 2, C, Z], values [S, 2, C, E], memory_keys [S, 2, C, Z]) → partial [b, H, P, dv], statistics [b, H, P, 2].
+    """Kernel (z [b, Z], v [b, E], gamma [4, Z], beta [4, Z], cos, sin [2C, dz/2], slots [b], position,
+    keys [S, 2, C, Z], values [S, 2, C, E], value_scales [S, 2, C, H] of int8 values, memory_keys [S, 2, C, Z])
+    → partial [b, H, P, dv], statistics [b, H, P, 2].
 
     Statistics of a part are the maximum of its scores and the sum of their exponentials relative to it, partial sums
-    are relative to it as well; those of a part without positions are not written. The token's value is in the cache
-    already, its key and memory key are written to it. Caches are of `dtype`, all else is fp32.
+    are relative to it as well; those of a part without positions are not written. The token's value, key and memory
+    key are written to the caches, of `key_dtype` and `value_dtype`. All else is fp32.
     """
     size, half, value_size = z_dim // heads, z_dim // heads // 2, value_dim // heads
     count = parts(chunk_size, heads)
     longest = max(-(-2 * chunk_size // count), LOADS)
-    vector = 4 if dtype == "float32" else 8
+    quantized = value_dtype == "int8"
     # Scores: a team of lanes for each key.
-    key_width = math.gcd(size, vector)
+    key_width = math.gcd(size, _in_16_bytes(key_dtype))
     team = min(32, 1 << (size // key_width - 1).bit_length())
     key_vectors = size // key_width
     key_rounds = -(-key_vectors // team)
     # Values: `groups` positions at a time, each by as many threads as it has vectors.
-    width = math.gcd(value_size, vector)
+    width = math.gcd(value_size, _in_16_bytes(value_dtype))
     part = math.gcd(width, 4)
     vectors = value_size // width
     columns = min(vectors, THREADS)
@@ -92,30 +106,33 @@ def attend(
     # Keys that a team has on their way at a time.
     key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
     # Vectors of 16 bytes go through a ring in shared memory; a thread reads only what it has put there itself.
-    in_16_bytes = 4 if dtype == "float32" else 8
-    streamed, ring = width == in_16_bytes, VALUES
-    widen = widen_vector(dtype)
-    pair_rounds = -(-half // threads)
-    load, convert, team_sum = loader(dtype), narrow(dtype), lane_sum(team)
+    streamed, ring = width == _in_16_bytes(value_dtype), CODES if quantized else VALUES
+    widen = widen_vector(value_dtype)
+    pair_rounds, scale_rounds, value_rounds = (-(-extent // threads) for extent in (half, longest, value_size))
+    load, convert, team_sum = loader(key_dtype), narrow(key_dtype), lane_sum(team)
+    load_own, convert_value = loader(value_dtype), narrow(value_dtype)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
         z_handle: T.handle,
+        v_handle: T.handle,
         gamma: T.Buffer((4, z_dim), "float32"),
         beta: T.Buffer((4, z_dim), "float32"),
         cos: T.Buffer((2 * chunk_size, half), "float32"),
         sin: T.Buffer((2 * chunk_size, half), "float32"),
         slots_handle: T.handle,
         position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), dtype),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), dtype),
-        memory_keys: T.Buffer((slots, 2, chunk_size, z_dim), dtype),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
+        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
+        memory_keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
         partial_handle: T.handle,
         statistics_handle: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         z = T.match_buffer(z_handle, (b, z_dim), "float32")
+        own_values = T.match_buffer(v_handle, (b, value_dim), "float32")
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         partial = T.match_buffer(partial_handle, (b, heads, count, value_size), "float32")
         statistics = T.match_buffer(statistics_handle, (b, heads, count, 2), "float32")
@@ -128,18 +145,24 @@ def attend(
         own_key = T.alloc_buffer((size,), scope="shared")
         scores = T.alloc_buffer((longest,), scope="shared")
         numerators = T.alloc_buffer((longest,), scope="shared")
-        totals = T.alloc_buffer((groups, columns * width), scope="shared")
+        # What values are multiplied by: codes by their scales too. The largest magnitude of the token's value.
+        factors = T.alloc_buffer((longest,), scope="shared") if quantized else numerators
+        largest = T.alloc_buffer((threads // 32,), scope="shared")
+        # Of all groups but the first.
+        totals = T.alloc_buffer((max(groups - 1, 1), columns * width), scope="shared")
         gains = T.alloc_buffer((pair_rounds, 2), scope="local")
         shifts = T.alloc_buffer((pair_rounds, 2), scope="local")
         scale = T.alloc_buffer((1,), scope="local")
         pair = T.alloc_buffer((2,), scope="local")
         angle = T.alloc_buffer((2,), scope="local")
-        rounded = T.alloc_buffer((2,), dtype, scope="local")
+        rounded = T.alloc_buffer((2,), key_dtype, scope="local")
         held_query = T.alloc_buffer((2, key_rounds, key_width), scope="local")
-        held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), dtype, scope="local")
-        held_values = T.alloc_buffer(((ring * threads if streamed else 1) * in_16_bytes,), dtype, scope="shared.dyn")
+        held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), key_dtype, scope="local")
+        held_scales = T.alloc_buffer((scale_rounds,), scope="local")
+        held_values = T.alloc_buffer(((ring * threads if streamed else 1) * width,), value_dtype, scope="shared.dyn")
         vector_bytes = T.alloc_buffer((4,), "uint32", scope="local")
         value = T.alloc_buffer((width,), scope="local")
+        own = T.alloc_buffer((width,), value_dtype, scope="local")
         score = T.alloc_buffer((1,), scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         weight = T.alloc_buffer((1,), scope="local")
@@ -167,8 +190,9 @@ def attend(
         length: T.let = part_length(visible, count)
         first: T.let = p * length
         present: T.let = T.min(length, visible - first)
-        # Keys to be read: the token's own is not in the cache yet.
+        # Those that are in the cache: the token itself is not.
         cached: T.let = T.min(length, visible - 1 - first)
+        has_token: T.let = first + present == visible
 
         @T.inline
         def load_keys(j0):
@@ -190,9 +214,9 @@ def attend(
         def load_value(i, tile):
             """The thread's vector of its i-th value into the ring; nothing of one that does not exist."""
             j: T.let = i * groups + group
-            k: T.let = first + T.min(j, present - 1)
+            k: T.let = first + T.min(j, T.max(cached - 1, 0))
             copy_16_if(
-                T.address_of(held_values[(i % ring * threads + tx) * in_16_bytes]),
+                T.address_of(held_values[(i % ring * threads + tx) * width]),
                 T.address_of(
                     values[
                         slot,
@@ -201,7 +225,7 @@ def attend(
                         head * value_size + T.min(tile * columns + column, vectors - 1) * width,
                     ]
                 ),
-                T.Cast("int32", tirx.all(j < present, tile * columns + column < vectors, group < groups)),
+                T.Cast("int32", tirx.all(j < cached, tile * columns + column < vectors, group < groups)),
             )
             commit_copies()
 
@@ -211,7 +235,7 @@ def attend(
             if streamed:
                 wait_copies(ring - 1)
                 load_registers(
-                    T.address_of(vector_bytes[0]), T.address_of(held_values[(i % ring * threads + tx) * in_16_bytes])
+                    T.address_of(vector_bytes[0]), T.address_of(held_values[(i % ring * threads + tx) * width])
                 )
                 for p in T.unroll(width // part):
                     widen(T.address_of(value[p * part]), T.address_of(vector_bytes[p * (4 * part // width)]))
@@ -219,7 +243,7 @@ def attend(
                 k: T.let = first + i * groups + group
                 for v in T.unroll(width):
                     value[v] = T.float32(0)
-                if k < first + present and tile * columns + column < vectors and group < groups:
+                if k < first + cached and tile * columns + column < vectors and group < groups:
                     for v in T.unroll(width):
                         value[v] = T.Cast(
                             "float32",
@@ -254,10 +278,45 @@ def attend(
                 angle[0] = cos[angle_row, k * threads + tx]
                 angle[1] = sin[angle_row, k * threads + tx]
 
+        @T.inline
+        def add_own(tile):
+            """The token's value, into the cache and into the sums, as it is in the cache."""
+            weight[0] = numerators[present - 1]
+            score[0] = T.float32(0)
+            if quantized:
+                for warp in T.unroll(threads // 32):
+                    score[0] = T.max(score[0], largest[warp])
+                weight[0] = weight[0] * scale_of(score[0])
+                if tile == 0 and tx == 0:
+                    value_scales[slot, parity, offset, head] = scale_of(score[0])
+                score[0] = inverse_of(score[0])
+            if group == 0 and tile * columns + column < vectors:
+                for k in T.unroll(width // part):
+                    for v in T.vectorized(part):
+                        value[k * part + v] = own_values[
+                            row, head * value_size + (tile * columns + column) * width + k * part + v
+                        ]
+                for v in T.unroll(width):
+                    own[v] = code_of(value[v], score[0]) if quantized else convert_value(value[v])
+                for v in T.vectorized(width):
+                    values[slot, parity, offset, head * value_size + (tile * columns + column) * width + v] = own[v]
+                for v in T.unroll(width):
+                    sums[v] = sums[v] + weight[0] * load_own(own, v)
+
         if present > 0:
             load_keys(0)
             for i in T.unroll(ring if streamed else 0):
                 load_value(i, 0)
+            if quantized:
+                for i in T.unroll(scale_rounds):
+                    if i * threads + tx < cached:
+                        k: T.let = first + i * threads + tx
+                        held_scales[i] = value_scales[
+                            slot,
+                            T.Select(k < previous, 1 - parity, parity),
+                            T.Select(k < previous, k, k - previous),
+                            head,
+                        ]
 
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)
@@ -268,7 +327,7 @@ def attend(
                         load_angle(k, offset + chunk * chunk_size)
                         query[chunk, (k * threads + tx) * 2] = pair[0] * angle[0] - pair[1] * angle[1]
                         query[chunk, (k * threads + tx) * 2 + 1] = pair[0] * angle[1] + pair[1] * angle[0]
-                    if first + present == visible:
+                    if has_token:
                         load_pair(1, k)
                         load_angle(k, offset)
                         rounded[0] = convert(pair[0] * angle[0] - pair[1] * angle[1])
@@ -282,6 +341,14 @@ def attend(
                             rounded[v] = convert(pair[v])
                         for v in T.vectorized(2):
                             memory_keys[slot, parity, offset, first_feature + (k * threads + tx) * 2 + v] = rounded[v]
+            if quantized and has_token:
+                score[0] = T.float32(0)
+                for k in T.unroll(value_rounds):
+                    if k * threads + tx < value_size:
+                        score[0] = T.max(score[0], T.abs(own_values[row, head * value_size + k * threads + tx]))
+                score[0] = warp_maximum(score[0])
+                if lane == 0:
+                    largest[tx // 32] = score[0]
             T.tvm_storage_sync("shared")
 
             # 2. Scores.
@@ -306,7 +373,7 @@ def attend(
                     score[0] = team_sum(score[0])
                     if j < cached and tx % team == 0:
                         scores[j] = score[0]
-            if first + present == visible and tx < 32:
+            if has_token and tx < 32:
                 score[0] = T.float32(0)
                 for k in T.unroll((size + 31) // 32):
                     if k * 32 + lane < size:
@@ -325,6 +392,10 @@ def attend(
             for k in T.serial((present + threads - 1) // threads):
                 if k * threads + tx < present:
                     numerators[k * threads + tx] = T.exp(scores[k * threads + tx] - maximum[0])
+            if quantized:
+                for i in T.unroll(scale_rounds):
+                    if i * threads + tx < cached:
+                        factors[i * threads + tx] = numerators[i * threads + tx] * held_scales[i]
             T.tvm_storage_sync("shared")
             if tx < 32:
                 score[0] = T.float32(0)
@@ -343,30 +414,29 @@ def attend(
                         load_value(i, tile)
                 for v in T.unroll(width):
                     sums[v] = T.float32(0)
-                for i in T.serial((present + groups - 1) // groups):
+                for i in T.serial((cached + groups - 1) // groups):
                     read_value(i, tile)
                     weight[0] = T.if_then_else(
-                        i * groups + group < present, numerators[T.min(i * groups + group, longest - 1)], T.float32(0)
+                        i * groups + group < cached, factors[T.min(i * groups + group, longest - 1)], T.float32(0)
                     )
                     for v in T.unroll(width):
                         sums[v] = sums[v] + weight[0] * value[v]
                     if streamed:
                         load_value(i + ring, tile)
-                if groups == 1:
-                    if tx < columns and tile * columns + tx < vectors:
-                        for k in T.unroll(width // part):
-                            for v in T.vectorized(part):
-                                partial[row, head, p, (tile * columns + tx) * width + k * part + v] = sums[k * part + v]
-                else:
-                    if group < groups:
+                if has_token:
+                    add_own(tile)
+                if groups > 1:
+                    if group > 0 and group < groups:
                         for v in T.unroll(width):
-                            totals[group, column * width + v] = sums[v]
+                            totals[group - 1, column * width + v] = sums[v]
                     T.tvm_storage_sync("shared")
-                    for k in T.unroll((columns * width + threads - 1) // threads):
-                        if k * threads + tx < columns * width:
-                            score[0] = T.float32(0)
-                            for g in T.unroll(groups):
-                                score[0] = score[0] + totals[g, k * threads + tx]
-                            partial[row, head, p, k * threads + tx] = score[0]
+                    if group == 0:
+                        for g in T.unroll(groups - 1):
+                            for v in T.unroll(width):
+                                sums[v] = sums[v] + totals[g, column * width + v]
+                if group == 0 and tile * columns + column < vectors:
+                    for k in T.unroll(width // part):
+                        for v in T.vectorized(part):
+                            partial[row, head, p, (tile * columns + column) * width + k * part + v] = sums[k * part + v]
 
-    return kernel
+    return without_scales(kernel, value_dtype)

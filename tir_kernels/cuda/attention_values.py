@@ -3,10 +3,11 @@ merge (2.8), for CUDA: one matrix product over the positions, which the gate fol
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from gecko_mlc.tir_kernels.cuda.chunk_attention import padded
-from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if
+from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, load_registers, store_registers
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
 from gecko_mlc.tir_kernels.cuda.tile_products import (
@@ -18,16 +19,19 @@ from gecko_mlc.tir_kernels.cuda.tile_products import (
     fragment,
     pipeline,
 )
+from gecko_mlc.tir_kernels.cuda.value_cache import widen_codes
 from gecko_mlc.tir_kernels.machine import CUDA, divide
 from gecko_mlc.tir_kernels.math import f32
+from gecko_mlc.tir_kernels.value_cache import without_scales
 from tvm import tirx
 from tvm.script import tirx as T
 
 Expr = Any
 
 
-def _tile(size: int, value_size: int, dtype: str, machine: CUDA) -> Tile:
-    if dtype == "float32" or size % 8 or value_size % 8:
+def _tile(size: int, value_size: int, dtypes: tuple[str, str, str], machine: CUDA) -> Tile:
+    dtype, key_dtype, value_dtype = dtypes
+    if dtype == "float32" or key_dtype != dtype or size % 8 or value_size % (16 if value_dtype == "int8" else 8):
         return PLAIN
     if value_size % 256 == 0 and machine.shared_memory >= 192 * 1024:
         return Tile(128, 256, stages=4, pending=1)
@@ -36,25 +40,48 @@ def _tile(size: int, value_size: int, dtype: str, machine: CUDA) -> Tile:
     return Tile(128, 128, stages=3)
 
 
-def _product(size: int, value_size: int, chunk_size: int, dtype: str, tile: Tile):  # type: ignore[no-untyped-def]
-    """An inline (weight, value, read, memory, n, chunk, offset, first_row, first, tx, gate, sums).
+class Operands(NamedTuple):
+    """What is multiplied: weights times values, and reads times memory.
 
-    Weights times values, which `gate()` follows, and reads times memory in the same sums. weight(row, which, j) and
-    value(which, j, column) are elements of the previous (0) and the own chunk (1), read(row, a) and memory(a, column)
-    of the rest. The rows from `first_row`, the columns from `first` on.
+    weight(row, which, j) and value(which, j, column) are elements of the previous (0) and the own chunk (1), the value
+    a code that scale(which, j) multiplies if values are of int8; read(row, a) and memory(a, column) those of the rest.
+    """
+
+    weight: Callable[[Expr, Expr, Expr], Expr]
+    value: Callable[[Expr, Expr, Expr], Expr]
+    scale: Callable[[Expr, Expr], Expr]
+    read: Callable[[Expr, Expr], Expr]
+    memory: Callable[[Expr, Expr], Expr]
+
+
+def _product(size: int, value_size: int, chunk_size: int, dtype: str, quantized: bool, tile: Tile):  # type: ignore[no-untyped-def]
+    """An inline (operands, n, chunk, offset, first_row, first, tx, gate, sums).
+
+    Weights times values, which `gate()` follows, and reads times memory in the same sums: the rows from `first_row`,
+    the columns from `first` on.
     """
     if tile.stages == 1:
-        return _plain_product(size, value_size, chunk_size)
-    return _tensor_core_product(size, value_size, chunk_size, dtype, tile)
+        return _plain_product(size, value_size, chunk_size, quantized)
+    return _tensor_core_product(size, value_size, chunk_size, dtype, quantized, tile)
 
 
-def _tensor_core_product(size: int, value_size: int, chunk_size: int, dtype: str, tile: Tile):  # type: ignore[no-untyped-def]
+def _tensor_core_product(  # type: ignore[no-untyped-def]
+    size: int, value_size: int, chunk_size: int, dtype: str, quantized: bool, tile: Tile
+):
     left, right = tile.rows * DEPTH, tile.columns * DEPTH
     row_chunks, lines = tile.columns // 8, tile.threads // 8
     start, multiply = pipeline(dtype, tile, True)
+    # Codes are loaded 16 at a time.
+    vectors = tile.columns // 16
+    code_lines = tile.threads // vectors
+    code_loads = DEPTH // code_lines
+    widen = widen_codes(dtype)
 
     @T.inline
-    def product(weight, value, read, memory, n, chunk, offset, first_row, first, tx, gate, sums):
+    def product(operands, n, chunk, offset, first_row, first, tx, gate, sums):
+        codes = T.alloc_buffer((code_loads, 4), "uint32", scope="local")
+        scales = T.alloc_buffer((code_loads,), scope="local")
+        widened = T.alloc_buffer((4,), "uint32", scope="local")
         tiles = T.alloc_buffer((tile.stages * (left + right),), dtype, scope="shared.dyn")
         previous_steps: T.let = T.Select(chunk >= 1, divide(chunk_size, DEPTH), 0)
         position_steps: T.let = previous_steps + divide(offset + T.min(n, first_row + tile.rows), DEPTH)
@@ -87,6 +114,42 @@ def _tensor_core_product(size: int, value_size: int, chunk_size: int, dtype: str
                 )
 
         @T.inline
+        def fetch_codes(step):
+            """Begin to load the codes of a step, and their scales: zeros of what does not exist."""
+            if step < position_steps:
+                own: T.let = step >= previous_steps
+                which: T.let = T.Select(own, 1, 0)
+                k: T.let = (step - T.Select(own, previous_steps, 0)) * DEPTH
+                exist: T.let = T.Select(own, offset + n, chunk_size)
+                for i in T.unroll(code_loads):
+                    j: T.let = k + tx // vectors + i * code_lines
+                    column: T.let = T.min(first + tx % vectors * 16, value_size - 16)
+                    load_registers(
+                        T.address_of(codes[i, 0]), T.address_of(operands.value(which, T.min(j, exist - 1), column))
+                    )
+                    scales[i] = T.if_then_else(j < exist, operands.scale(which, T.min(j, exist - 1)), T.float32(0))
+
+        @T.inline
+        def store_codes(stage):
+            """The values of the codes that were fetched, into their tile."""
+            for i in T.unroll(code_loads):
+                for c in T.unroll(2):
+                    line: T.let = tx // vectors + i * code_lines
+                    chunk_of_8: T.let = tx % vectors * 2 + c
+                    widen(T.address_of(widened[0]), T.address_of(codes[i, c * 2]), scales[i])
+                    store_registers(
+                        T.address_of(
+                            tiles[
+                                stage * (left + right)
+                                + left
+                                + chunk_of_8 // 8 * DEPTH * DEPTH
+                                + swizzled(line, chunk_of_8 % 8)
+                            ]
+                        ),
+                        T.address_of(widened[0]),
+                    )
+
+        @T.inline
         def load(stage, step):
             if step < position_steps:
                 own: T.let = step >= previous_steps
@@ -95,14 +158,23 @@ def _tensor_core_product(size: int, value_size: int, chunk_size: int, dtype: str
                 load_left(
                     stage,
                     k,
-                    lambda row, j: weight(row, which, j),
+                    lambda row, j: operands.weight(row, which, j),
                     lambda row: T.Select(own, offset + row + 1, chunk_size),
                 )
-                load_right(stage, k, lambda j, column: value(which, j, column), T.Select(own, offset + n, chunk_size))
+                if quantized:
+                    store_codes(stage)
+                    fetch_codes(step + 1)
+                else:
+                    load_right(
+                        stage,
+                        k,
+                        lambda j, column: operands.value(which, j, column),
+                        T.Select(own, offset + n, chunk_size),
+                    )
             else:
                 a: T.let = (step - position_steps) * DEPTH
-                load_left(stage, a, lambda row, k: read(row, T.min(k, size - 8)), lambda row: size)
-                load_right(stage, a, memory, size)
+                load_left(stage, a, lambda row, k: operands.read(row, T.min(k, size - 8)), lambda row: size)
+                load_right(stage, a, operands.memory, size)
 
         @T.inline
         def run(begin, end):
@@ -116,6 +188,8 @@ def _tensor_core_product(size: int, value_size: int, chunk_size: int, dtype: str
                 steps,
             )
 
+        if quantized:
+            fetch_codes(0)
         start(load, steps)
         run(0, position_steps)
         gate()
@@ -125,11 +199,15 @@ def _tensor_core_product(size: int, value_size: int, chunk_size: int, dtype: str
     return product
 
 
-def _plain_product(size: int, value_size: int, chunk_size: int):  # type: ignore[no-untyped-def]
+def _plain_product(size: int, value_size: int, chunk_size: int, quantized: bool):  # type: ignore[no-untyped-def]
     add = accumulate()
 
+    def value(operands: Operands, which: int, j: Expr, column: Expr) -> Expr:
+        number = T.Cast("float32", operands.value(which, j, column))
+        return number * operands.scale(which, j) if quantized else number
+
     @T.inline
-    def product(weight, value, read, memory, n, chunk, offset, first_row, first, tx, gate, sums):
+    def product(operands, n, chunk, offset, first_row, first, tx, gate, sums):
         left = T.alloc_buffer((PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
         right = T.alloc_buffer((1, PLAIN_DEPTH, PLAIN_TILE + 1), scope="shared")
 
@@ -155,41 +233,50 @@ def _plain_product(size: int, value_size: int, chunk_size: int):  # type: ignore
 
         if chunk >= 1:
             add_product(
-                lambda row, j: weight(row, 0, j),
+                lambda row, j: operands.weight(row, 0, j),
                 lambda row: chunk_size,
-                lambda j, column: value(0, j, column),
+                lambda j, column: value(operands, 0, j, column),
                 chunk_size,
                 chunk_size,
             )
         add_product(
-            lambda row, j: weight(row, 1, j),
+            lambda row, j: operands.weight(row, 1, j),
             lambda row: offset + row + 1,
-            lambda j, column: value(1, j, column),
+            lambda j, column: value(operands, 1, j, column),
             offset + n,
             offset + T.min(n, first_row + PLAIN_TILE),
         )
         gate()
         # The memory is zero before chunk 2.
         if chunk >= 2:
-            add_product(read, lambda row: size, memory, size, size)
+            add_product(operands.read, lambda row: size, operands.memory, size, size)
 
     return product
 
 
 @functools.cache
 def attention_values(
-    z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, dtype: str, machine: CUDA
+    z_dim: int,
+    value_dim: int,
+    heads: int,
+    slots: int,
+    chunk_size: int,
+    dtype: str,
+    key_dtype: str,
+    value_dtype: str,
+    machine: CUDA,
 ) -> tirx.PrimFunc:
-    """Kernel (weights [H, n, 2, K], slots [1], position, values [S, 2, C, E], r [n, E], reads [n, Z],
-    memory [S, H, dz, dv]) → merged [n, E], all of `dtype`.
+    """Kernel (weights [H, n, 2, K], slots [1], position, values [S, 2, C, E] of `value_dtype`, value_scales
+    [S, 2, C, H] of int8 values, r [n, E], reads [n, Z], memory [S, H, dz, dv] of `key_dtype`) → merged [n, E]; the rest
+    of `dtype`.
 
     Weights · values ⊙ r + reads · memory: attention (2.6) with `attention_weights`, and the merge (2.8) with the read
     of the memory (2.7). Only what the tokens see is read.
     """
     size, value_size = z_dim // heads, value_dim // heads
-    tile = _tile(size, value_size, dtype, machine)
+    tile = _tile(size, value_size, (dtype, key_dtype, value_dtype), machine)
     thread = fragment(tile)
-    product = _product(size, value_size, chunk_size, dtype, tile)
+    product = _product(size, value_size, chunk_size, dtype, value_dtype == "int8", tile)
     width, convert = math.gcd(value_size, thread.vector), narrow(dtype)
     column_tiles = divide(value_size, tile.columns)
 
@@ -198,10 +285,11 @@ def attention_values(
         weights_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
         position: T.Buffer((slots, 2), "int32"),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
+        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
         r_handle: T.handle,
         reads_handle: T.handle,
-        memory: T.Buffer((slots, heads, size, value_size), dtype),
+        memory: T.Buffer((slots, heads, size, value_size), key_dtype),
         merged_handle: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -254,10 +342,13 @@ def attention_values(
         for i in T.unroll(thread.rows * thread.columns):
             sums[i] = T.float32(0)
         product(
-            lambda row, which, j: weights[head, row, which, j],
-            lambda which, j, column: values[slot, (chunk + 1 - which) % 2, j, head * value_size + column],
-            lambda row, a: reads[row, head * size + a],
-            lambda a, column: memory[slot, head, a, column],
+            Operands(
+                lambda row, which, j: weights[head, row, which, j],
+                lambda which, j, column: values[slot, (chunk + 1 - which) % 2, j, head * value_size + column],
+                lambda which, j: value_scales[slot, (chunk + 1 - which) % 2, j, head],
+                lambda row, a: reads[row, head * size + a],
+                lambda a, column: memory[slot, head, a, column],
+            ),
             n,
             chunk,
             offset,
@@ -269,4 +360,4 @@ def attention_values(
         )
         each(store)
 
-    return kernel
+    return without_scales(kernel, value_dtype)

@@ -44,14 +44,16 @@ def _scores_fragment(tile: Tile) -> Fragment:
     return fragment(tile)._replace(vector=8, column=lambda tx, c: c // 8 * 32 + tx % 4 * 8 + c % 8)
 
 
-def _scores_tile(size: int, dtype: str, machine: CUDA) -> Tile:
+def _scores_tile(size: int, dtype: str, key_dtype: str, machine: CUDA) -> Tile:
     """Queries stay in shared memory. Two blocks on a multiprocessor, one exponentiates while the other multiplies."""
+    if dtype == "float32" or key_dtype != dtype or size % 8:
+        return PLAIN
     stage = KEYS * DEPTH * 2
     for rows in (128, 64):
         queries = divide(size, DEPTH) * rows * DEPTH * 2
         for stages, blocks in ((3, 2), (4, 1), (2, 1)):
             fits = blocks * (queries + stages * stage) <= machine.shared_memory
-            if dtype != "float32" and size % 8 == 0 and fits and (blocks == 2 or rows == 64):
+            if fits and (blocks == 2 or rows == 64):
                 return Tile(rows, KEYS, stages, blocks=blocks)
     return PLAIN
 
@@ -231,16 +233,16 @@ def _part_of_scores(z_dim: int, heads: int, chunk_size: int, dtype: str, tile: T
 
 @functools.cache
 def attention_statistics(
-    z_dim: int, heads: int, slots: int, chunk_size: int, dtype: str, machine: CUDA
+    z_dim: int, heads: int, slots: int, chunk_size: int, dtype: str, key_dtype: str, machine: CUDA
 ) -> tirx.PrimFunc:
-    """Kernel (queries [n, 2, Z] of `dtype`, slots [1], position, keys [S, 2, C, Z] of `dtype`)
+    """Kernel (queries [n, 2, Z] of `dtype`, slots [1], position, keys [S, 2, C, Z] of `key_dtype`)
     → statistics [H, P, n, 2] fp32.
 
     Of each of the `parts` of the keys, those of the previous chunk first: the maximum of the scores and the sum of
     their exponentials relative to it (2.6); unwritten where no row of a tile sees the part. Queries are rotated for
     the own and for the previous chunk; the tokens' own keys are in the cache.
     """
-    tile = _scores_tile(z_dim // heads, dtype, machine)
+    tile = _scores_tile(z_dim // heads, dtype, key_dtype, machine)
     thread = _scores_fragment(tile)
     compute = _part_of_scores(z_dim, heads, chunk_size, dtype, tile)
     team_maximum, team_sum = lane_maximum(thread.team), lane_sum(thread.team)
@@ -251,7 +253,7 @@ def attention_statistics(
         queries_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
         position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), dtype),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
         statistics_handle: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
@@ -302,14 +304,16 @@ def attention_statistics(
 
 
 @functools.cache
-def attention_weights(z_dim: int, heads: int, slots: int, chunk_size: int, dtype: str, machine: CUDA) -> tirx.PrimFunc:
-    """Kernel (queries [n, 2, Z] of `dtype`, slots [1], position, keys [S, 2, C, Z] of `dtype`,
+def attention_weights(
+    z_dim: int, heads: int, slots: int, chunk_size: int, dtype: str, key_dtype: str, machine: CUDA
+) -> tirx.PrimFunc:
+    """Kernel (queries [n, 2, Z] of `dtype`, slots [1], position, keys [S, 2, C, Z] of `key_dtype`,
     statistics [H, P, n, 2] fp32) → weights [H, n, 2, K] of `dtype`, K = `padded`(C).
 
     The softmax of the scores (2.6): of the previous chunk's positions, and of the own chunk's up to the token itself.
     Zeros follow them up to the next multiple of 8; the rest is undefined, as is the first half in chunk 0.
     """
-    tile = _scores_tile(z_dim // heads, dtype, machine)
+    tile = _scores_tile(z_dim // heads, dtype, key_dtype, machine)
     thread = _scores_fragment(tile)
     compute = _part_of_scores(z_dim, heads, chunk_size, dtype, tile)
     count, keys_of_row, vector = parts(chunk_size), padded(chunk_size), thread.vector
@@ -319,7 +323,7 @@ def attention_weights(z_dim: int, heads: int, slots: int, chunk_size: int, dtype
         queries_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
         position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), dtype),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
         statistics_handle: T.handle,
         weights_handle: T.handle,
     ):

@@ -8,7 +8,6 @@ from gecko_mlc.tir_kernels.cuda.activation import silu
 from gecko_mlc.tir_kernels.cuda.intrinsics import RESIDENT_BLOCKS, launch_dependents
 from gecko_mlc.tir_kernels.cuda.row_inputs import THREADS, Norm
 from gecko_mlc.tir_kernels.cuda.row_products import row_product
-from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.machine import divide
 from tvm import tirx
 from tvm.script import tirx as T
@@ -37,17 +36,14 @@ def projections(
     norm_groups: int,
     eps: float,
     affine: bool,
-    slots: int,
-    chunk_size: int,
     weights: WeightFormat,
-    cache_dtype: str,
     rows: int,
 ) -> tirx.PrimFunc:
     """Kernel (u [b, D], c [b, D], norm weight [D] if affine, wv [E, D], bias [E], wz [Z, D], bias [Z], wr [E, D],
-    bias [E], wh1 [D, D], bias [D], x [b, D], slots [b], position, values [S, 2, C, E]) → z [b, Z], r [b, E], h [b, D].
+    bias [E], wh1 [D, D], bias [D], x [b, D]) → v [b, E], z [b, Z], r [b, E], h [b, D].
 
-    With mx the group RMS norm of c (2.4), z = wz mx + b, r = silu(wr mx + b), h = x + wh1 mx + b (2.8); the values
-    silu(wv u + b) go to the tokens' places in `values`, of `cache_dtype`. All but the weights is fp32.
+    With mx the group RMS norm of c (2.4), v = silu(wv u + b), z = wz mx + b, r = silu(wr mx + b),
+    h = x + wh1 mx + b (2.8). All but the weights is fp32.
     """
     total = 2 * value_dim + z_dim + dim
     plain = row_product(dim, total, weights, rows)
@@ -56,12 +52,9 @@ def projections(
     ends = [0]
     for extent in (value_dim, z_dim, value_dim, dim):
         ends.append(ends[-1] + divide(extent, plain.outputs))
-    convert = narrow(cache_dtype)
 
     @T.inline
-    def compute(
-        u, c, gain, wv, wv_bias, wz, wz_bias, wr, wr_bias, wh1, wh1_bias, x, slot_ids, position, values, z, r, h, b
-    ):
+    def compute(u, c, gain, wv, wv_bias, wz, wz_bias, wr, wr_bias, wh1, wh1_bias, x, v, z, r, h, b):
         bx = T.launch_thread("blockIdx.x", ends[4])
         by = T.launch_thread("blockIdx.y", (b + plain.rows - 1) // plain.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
@@ -69,9 +62,8 @@ def projections(
         scratch = T.alloc_buffer((normed.scratch,), scope="shared")
 
         @T.inline
-        def store_value(i, o, value, second):
-            slot: T.let = slot_ids[i]
-            values[slot, position[slot, 0] % 2, position[slot, 1], o] = convert(silu(value + wv_bias[o]))
+        def store_v(i, o, value, second):
+            v[i, o] = silu(value + wv_bias[o])
 
         @T.inline
         def store_z(i, o, value, second):
@@ -95,7 +87,7 @@ def projections(
         T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
         if bx < ends[1]:
-            multiply(plain, u, wv, 0, value_dim, store_value)
+            multiply(plain, u, wv, 0, value_dim, store_v)
         else:
             if bx < ends[2]:
                 multiply(normed, c, wz, ends[1], z_dim, store_z)
@@ -122,9 +114,7 @@ def projections(
             wh1: T.Buffer(weights.shape(dim, dim), weights.dtype),
             wh1_bias: T.Buffer((dim,), "float32"),
             x_handle: T.handle,
-            slots_handle: T.handle,
-            position: T.Buffer((slots, 2), "int32"),
-            values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+            v_handle: T.handle,
             z_handle: T.handle,
             r_handle: T.handle,
             h_handle: T.handle,
@@ -134,13 +124,13 @@ def projections(
             u = T.match_buffer(u_handle, (b, dim), "float32")
             c = T.match_buffer(c_handle, (b, dim), "float32")
             x = T.match_buffer(x_handle, (b, dim), "float32")
-            slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+            v = T.match_buffer(v_handle, (b, value_dim), "float32")
             z = T.match_buffer(z_handle, (b, z_dim), "float32")
             r = T.match_buffer(r_handle, (b, value_dim), "float32")
             h = T.match_buffer(h_handle, (b, dim), "float32")
             compute(
                 u, c, lambda k: T.float32(1) + norm_weight[k], wv, wv_bias, wz, wz_bias, wr, wr_bias, wh1, wh1_bias,
-                x, slot_ids, position, values, z, r, h, b,
+                x, v, z, r, h, b,
             )  # fmt: skip
 
     else:
@@ -158,9 +148,7 @@ def projections(
             wh1: T.Buffer(weights.shape(dim, dim), weights.dtype),
             wh1_bias: T.Buffer((dim,), "float32"),
             x_handle: T.handle,
-            slots_handle: T.handle,
-            position: T.Buffer((slots, 2), "int32"),
-            values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+            v_handle: T.handle,
             z_handle: T.handle,
             r_handle: T.handle,
             h_handle: T.handle,
@@ -170,13 +158,13 @@ def projections(
             u = T.match_buffer(u_handle, (b, dim), "float32")
             c = T.match_buffer(c_handle, (b, dim), "float32")
             x = T.match_buffer(x_handle, (b, dim), "float32")
-            slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+            v = T.match_buffer(v_handle, (b, value_dim), "float32")
             z = T.match_buffer(z_handle, (b, z_dim), "float32")
             r = T.match_buffer(r_handle, (b, value_dim), "float32")
             h = T.match_buffer(h_handle, (b, dim), "float32")
             compute(
                 u, c, _one, wv, wv_bias, wz, wz_bias, wr, wr_bias, wh1, wh1_bias,
-                x, slot_ids, position, values, z, r, h, b,
+                x, v, z, r, h, b,
             )  # fmt: skip
 
     return kernel

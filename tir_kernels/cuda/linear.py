@@ -132,31 +132,21 @@ def value_projection(
     """Kernel (u [n, D], weight [E, D], bias [E], slots [1], position, values [S, 2, C, E]).
 
     Values silu(W u + b) (2.4) of tokens that stay within a chunk, into the slot's rows of `values`, of `cache_dtype`.
+    Codes of int8 have to wait for all of a head: then it is (u, weight, bias) → v [n, E] of the arithmetic dtype.
     """
     tile = choose_tile(in_features, weights.arithmetic, machine)
     product, width = multiply_weights(in_features, weights, tile), math.gcd(value_dim, 2)
     read = matrix_reader(weights, in_features)
-    convert = narrow(cache_dtype)
+    dtype = weights.arithmetic if cache_dtype == "int8" else cache_dtype
+    convert = narrow(dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
-        u_handle: T.handle,
-        weight: T.Buffer(weights.shape(value_dim, in_features), weights.dtype),
-        bias: T.Buffer((value_dim,), "float32"),
-        slot_ids: T.Buffer((1,), "int32"),
-        position: T.Buffer((slots, 2), "int32"),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        u = T.match_buffer(u_handle, (n, in_features), weights.arithmetic)
+    @T.inline
+    def compute(u, weight, bias, n, find, store):
         column_tile = T.launch_thread("blockIdx.y", divide(value_dim, tile.columns))
         row_tile = T.launch_thread("blockIdx.x", (n + tile.rows - 1) // tile.rows)
         tx = T.launch_thread("threadIdx.x", tile.threads)
         place = T.alloc_buffer((3,), "int32", scope="local")
-        place[0] = slot_ids[0]
-        place[1] = position[place[0], 0] % 2
-        place[2] = position[place[0], 1]
+        find(place)
 
         @T.inline
         def finish(each):
@@ -165,11 +155,63 @@ def value_projection(
                 for v in T.unroll(width):
                     sums[at + v] = silu(sums[at + v] + bias[column + v])
                 for v in T.vectorized(width):
-                    values[place[0], place[1], place[2] + row, column + v] = convert(sums[at + v])
+                    store(place, row, column + v, convert(sums[at + v]))
 
             each(width, body)
 
         product(u, Source(read(weight), column_tile * tile.columns, value_dim, tx), n, row_tile, finish)
+
+    # Parsing happens at definition: only the signature asked for is defined.
+    if cache_dtype == "int8":
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            u_handle: T.handle,
+            weight: T.Buffer(weights.shape(value_dim, in_features), weights.dtype),
+            bias: T.Buffer((value_dim,), "float32"),
+            v_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            u = T.match_buffer(u_handle, (n, in_features), weights.arithmetic)
+            values = T.match_buffer(v_handle, (n, value_dim), dtype)
+
+            @T.inline
+            def find(place):
+                pass
+
+            @T.inline
+            def store(place, row, column, value):
+                values[row, column] = value
+
+            compute(u, weight, bias, n, find, store)
+
+    else:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            u_handle: T.handle,
+            weight: T.Buffer(weights.shape(value_dim, in_features), weights.dtype),
+            bias: T.Buffer((value_dim,), "float32"),
+            slot_ids: T.Buffer((1,), "int32"),
+            position: T.Buffer((slots, 2), "int32"),
+            values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            n = T.int32()
+            u = T.match_buffer(u_handle, (n, in_features), weights.arithmetic)
+
+            @T.inline
+            def find(place):
+                place[0] = slot_ids[0]
+                place[1] = position[place[0], 0] % 2
+                place[2] = position[place[0], 1]
+
+            @T.inline
+            def store(place, row, column, value):
+                values[place[0], place[1], place[2] + row, column] = value
+
+            compute(u, weight, bias, n, find, store)
 
     return kernel
 

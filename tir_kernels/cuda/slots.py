@@ -88,7 +88,7 @@ def copy(slots: int, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
 
 @functools.cache
 def fill(slots: int, shape: tuple[int, ...], dtype: str, value: float) -> tirx.PrimFunc:
-    """Kernel (slots [b], tensor [S, *shape]): every element of the named slots becomes `value`."""
+    """Kernel (slots [b], tensor [S, *shape]): every element of the named slots becomes `value`, 0 if it has 8 bits."""
     vectors, vector_dtype = _vectors(shape, dtype)
     constant = tirx.const(int(value) if dtype.startswith("int") else value, vector_dtype)
 
@@ -111,5 +111,8 @@ def fill(slots: int, shape: tuple[int, ...], dtype: str, value: float) -> tirx.P
 def _vectors(shape: tuple[int, ...], dtype: str) -> tuple[int, str]:
     """How many vectors of up to 16 bytes a slot's part is, and their dtype."""
     size = math.prod(shape)
+    if dtype == "int8" and size % 4 == 0:
+        # Vectors of 16 bytes as TVM writes them do not compile.
+        size, dtype = size // 4, "int32"
     width = math.gcd(size, 128 // DataType(dtype).bits)
     return size // width, dtype if width == 1 else f"{dtype}x{width}"

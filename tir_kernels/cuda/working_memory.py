@@ -15,10 +15,12 @@ from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     RESIDENT_BLOCKS,
+    copy_8_if,
     copy_16_if,
     device_function,
     launch_dependents,
     select_address,
+    store_registers,
     wait_for_predecessor,
     warp_maximum,
     warp_sum,
@@ -33,8 +35,10 @@ from gecko_mlc.tir_kernels.cuda.transposed_products import (
     plain_product,
     tensor_core_product,
 )
+from gecko_mlc.tir_kernels.cuda.value_cache import widen_codes
 from gecko_mlc.tir_kernels.machine import divide
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
+from gecko_mlc.tir_kernels.value_cache import value_loader, without_scales
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -55,9 +59,9 @@ def _is_plain(size: int, value_size: int, dtype: str) -> bool:
     return dtype == "float32" or size % 8 != 0 or value_size % 8 != 0
 
 
-def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str):  # type: ignore[no-untyped-def]
-    """An inline (slots, position, keys, values, log_mass, log_sum, memory_sum, n, b, waits): the tiles that n tokens of
-    each of b slots complete.
+def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str, value_dtype: str):  # type: ignore[no-untyped-def]
+    """An inline (slots, position, keys, values, value_scales, log_mass, log_sum, memory_sum, n, b, waits): the tiles
+    that n tokens of each of b slots complete.
 
     A block adds to some rows and columns. The columns of P, the first blocks', are sᵀ times κ, summed as κᵀ times s.
     """
@@ -65,14 +69,16 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
     plain = _is_plain(size, value_size, dtype)
     product = plain_product() if plain else tensor_core_product(dtype)
     predictions = divide(size, product.columns)
-    load = loader(dtype)
+    load, load_value = loader(dtype), value_loader(value_dtype)
+    quantized = value_dtype == "int8"
+    widen = None if plain else widen_codes(dtype)
 
     def exists(j: Expr, end: Expr) -> Expr:
         """Only the last tile of a chunk may have fewer positions."""
         return j < end if chunk_size % TILE else tirx.const(True, "bool")
 
     @T.inline
-    def compute(slot_ids, position, keys, values, log_mass, log_sum, memory_sum, n, b, waits):
+    def compute(slot_ids, position, keys, values, value_scales, log_mass, log_sum, memory_sum, n, b, waits):
         bx = T.launch_thread("blockIdx.x", predictions + divide(value_size, product.columns))
         by = T.launch_thread("blockIdx.y", divide(size, ROWS))
         bz = T.launch_thread("blockIdx.z", b * heads)
@@ -83,11 +89,14 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
         held = T.alloc_buffer((8,), dtype, scope="local")
         held_log_mass = T.alloc_buffer((8,), scope="local")
         held_log_sum = T.alloc_buffer((2,), scope="local")
+        held_scales = T.alloc_buffer((4,), scope="local")
+        widened = T.alloc_buffer((4,), "uint32", scope="local")
         T.attr(0, RESIDENT_BLOCKS, 3)
         # No kernel writes the slots' numbers.
         slot: T.let = slot_ids[bz // heads]
         head: T.let = bz % heads
         predicts: T.let = bx < predictions
+        copies_codes: T.let = bx >= predictions if quantized else tirx.const(False, "bool")
         first_row: T.let = by * ROWS
         first_column: T.let = T.Select(bx < predictions, bx, bx - predictions) * product.columns
         extent: T.let = T.Select(bx < predictions, size, value_size)
@@ -134,15 +143,24 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
             for i in T.unroll(4):
                 j: T.let = begin + step * TILE + i * 16 + tx // 16
                 column: T.let = first_column + tx % 16 * 8
-                copy_16_if(
-                    T.address_of(tiles[stage + place_of_b(i, tx)]),
-                    select_address(
-                        predicts,
-                        T.address_of(keys[slot, parity, j, head * size + T.min(column, size - 8)]),
+                if copies_codes:
+                    # Codes come to the first half of where their values will be.
+                    copy_8_if(
+                        T.address_of(tiles[stage + place_of_b(i, tx)]),
                         T.address_of(values[slot, parity, j, head * value_size + T.min(column, value_size - 8)]),
-                    ),
-                    T.Cast("int32", exists(j, end) and column < extent),
-                )
+                        T.Cast("int32", exists(j, end) and column < extent),
+                    )
+                    held_scales[i] = T.if_then_else(exists(j, end), value_scales[slot, parity, j, head], T.float32(0))
+                else:
+                    copy_16_if(
+                        T.address_of(tiles[stage + place_of_b(i, tx)]),
+                        select_address(
+                            predicts,
+                            T.address_of(keys[slot, parity, j, head * size + T.min(column, size - 8)]),
+                            T.address_of(values[slot, parity, j, head * value_size + T.min(column, value_size - 8)]),
+                        ),
+                        T.Cast("int32", exists(j, end) and column < extent),
+                    )
 
         @T.inline
         def exponentiate(place, j, logarithm):
@@ -176,6 +194,11 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
                 for i in T.unroll(4):
                     j: T.let = begin + step * TILE + i * 16 + tx // 16
                     exponentiate(stage + place_of_b(i, tx), j, lambda v: held_log_mass[v])
+            if copies_codes:
+                for i in T.unroll(4):
+                    place: T.let = T.address_of(tiles[stage + place_of_b(i, tx)])
+                    widen(T.address_of(widened[0]), place, held_scales[i])
+                    store_registers(place, T.address_of(widened[0]))
 
         @T.inline
         def fill(k, step):
@@ -193,7 +216,7 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
                 if predicts:
                     pair[1] = T.exp(load(keys, slot, parity, j, head * size + column) - log_mass[slot, head, column])
                 else:
-                    pair[1] = load(values, slot, parity, j, head * value_size + column)
+                    pair[1] = load_value(values, value_scales, head, slot, parity, j, head * value_size + column)
             for v in T.unroll(2):
                 tiles[(k * 2 + v) * ROWS + tx % ROWS] = pair[v]
 
@@ -208,22 +231,26 @@ def _absorb(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str)
 
 
 @functools.cache
-def absorb_step(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, cache_dtype: str) -> tirx.PrimFunc:
-    """Kernel (slots [b], position, memory_keys [S, 2, C, Z], values [S, 2, C, E], log_mass [S, H, dz],
-    log_sum [S, H, C], memory_sum [S, H, dz, dv + dz]).
+def absorb_step(
+    z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, key_dtype: str, value_dtype: str
+) -> tirx.PrimFunc:
+    """Kernel (slots [b], position, memory_keys [S, 2, C, Z], values [S, 2, C, E], value_scales [S, 2, C, H] of int8
+    values, log_mass [S, H, dz], log_sum [S, H, C], memory_sum [S, H, dz, dv + dz]).
 
     One token for each of b slots, at a position before `advance`. If it completes a tile, that tile of the previous
-    chunk is added to `memory_sum`, which begins anew with a chunk's first tile. Caches are of `cache_dtype`.
+    chunk is added to `memory_sum`, which begins anew with a chunk's first tile. Caches are of `key_dtype` and
+    `value_dtype`.
     """
     size, value_size = z_dim // heads, value_dim // heads
-    compute = _absorb(z_dim, value_dim, heads, chunk_size, cache_dtype)
+    compute = _absorb(z_dim, value_dim, heads, chunk_size, key_dtype, value_dtype)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
         slots_handle: T.handle,
         position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
+        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
         log_mass: T.Buffer((slots, heads, size), "float32"),
         log_sum: T.Buffer((slots, heads, chunk_size), "float32"),
         memory_sum: T.Buffer((slots, heads, size, value_size + size), "float32"),
@@ -231,26 +258,27 @@ def absorb_step(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: 
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-        compute(slot_ids, position, keys, values, log_mass, log_sum, memory_sum, 1, b, True)
+        compute(slot_ids, position, keys, values, value_scales, log_mass, log_sum, memory_sum, 1, b, True)
 
-    return kernel
+    return without_scales(kernel, value_dtype)
 
 
 @functools.cache
 def absorb(
-    dim: int, z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, cache_dtype: str
+    dim: int, z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, key_dtype: str, value_dtype: str
 ) -> tirx.PrimFunc:
     """Kernel (rows [n, D], slots [1], and the rest of `absorb_step`): the same for n tokens of one slot and chunk."""
     size, value_size = z_dim // heads, value_dim // heads
-    compute = _absorb(z_dim, value_dim, heads, chunk_size, cache_dtype)
+    compute = _absorb(z_dim, value_dim, heads, chunk_size, key_dtype, value_dtype)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
         rows_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
         position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), cache_dtype),
+        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
+        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
+        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
         log_mass: T.Buffer((slots, heads, size), "float32"),
         log_sum: T.Buffer((slots, heads, chunk_size), "float32"),
         memory_sum: T.Buffer((slots, heads, size, value_size + size), "float32"),
@@ -258,9 +286,9 @@ def absorb(
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         _rows = T.match_buffer(rows_handle, (n, dim), "float32")
-        compute(slot_ids, position, keys, values, log_mass, log_sum, memory_sum, n, 1, False)
+        compute(slot_ids, position, keys, values, value_scales, log_mass, log_sum, memory_sum, n, 1, False)
 
-    return kernel
+    return without_scales(kernel, value_dtype)
 
 
 @functools.cache

@@ -23,8 +23,8 @@ from gecko_mlc.state import state_tensors
 class EmulatedLibrary:
     """What `Engine` needs of a `Library`: metadata, functions, a device; there is no stream."""
 
-    def __init__(self, config: GeckoConfig, scheme: str, slots: int) -> None:
-        target, dtypes = compile_target("cuda", architectures="sm_80,sm_90"), quantization(scheme)
+    def __init__(self, config: GeckoConfig, scheme: str, slots: int, state_dtype: str | None = None) -> None:
+        target, dtypes = compile_target("cuda", architectures="sm_80,sm_90"), quantization(scheme, state_dtype)
         module, parameters = export(Build(config, dtypes, target.machine, slots), config.chunk_size)
         self._module = lower(module)
         self.device, self.stream = tvm.runtime.device("cpu", 0), None

@@ -98,7 +98,7 @@ def _program(kernel: tirx.PrimFunc) -> _Program:
     values, extents = _launch(host)
     source = _without_cuda(source)
     # Dynamic shared memory is a variable of its size.
-    dynamic = r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];"
+    dynamic = r"extern __shared__ __align__\(\d+\) ([\w ]+) (\w+)\[\];"
     if match := re.search(dynamic, source):
         size = f"{int(extents['tirx.use_dyn_shared_memory'])} / sizeof({match[1]})"
         variable = f"EMULATOR_SHARED alignas(1024) {match[1]} {match[2]}[{size}];\n"

@@ -7,28 +7,33 @@ import numpy as np
 import pytest
 from gecko_mlc.tir_kernels import attention_inputs, chunk_attention, working_memory
 from gecko_mlc.tir_kernels.cuda import attention_merge, attention_step
-from launch import floats, ints
+from launch import cached_values, floats, ints
 from launch_cuda import launch_cuda
 
 EPS = 1e-5
-# Of a cached key: half the distance of two neighbours of its dtype, relative, and a little.
+# Of a cached key, or value: half the distance of two neighbours of its dtype, relative, and a little.
 PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 @pytest.mark.parametrize(
-    ("z_dim", "value_dim", "heads", "rope_heads", "chunk_size", "dtype"),
+    ("z_dim", "value_dim", "heads", "rope_heads", "chunk_size", "dtype", "value_dtype"),
     [
-        (32, 128, 4, 4, 16, "float32"),
-        (32, 96, 2, 1, 32, "float32"),
-        (36, 42, 3, 2, 13, "float16"),
-        (128, 256, 2, 2, 128, "bfloat16"),
-        (96, 384, 4, 0, 70, "float16"),
+        (32, 128, 4, 4, 16, "float32", "float32"),
+        (32, 96, 2, 1, 32, "float32", "int8"),
+        (36, 42, 3, 2, 13, "float16", "float16"),
+        (36, 42, 3, 2, 13, "bfloat16", "int8"),
+        (128, 256, 2, 2, 128, "bfloat16", "bfloat16"),
+        (96, 384, 4, 0, 70, "float16", "int8"),
         # One head of the largest model, and values of more vectors than a block has threads.
-        (256, 2048, 1, 1, 32, "bfloat16"),
-        (300, 1040, 1, 1, 8, "float32"),
+        (256, 2048, 1, 1, 32, "bfloat16", "bfloat16"),
+        (256, 2048, 1, 1, 32, "float16", "int8"),
+        (300, 1040, 1, 1, 8, "float32", "float32"),
+        (16, 4112, 1, 1, 8, "float16", "int8"),
     ],
 )
-def test_step(z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_size: int, dtype: str) -> None:
+def test_step(
+    z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_size: int, dtype: str, value_dtype: str
+) -> None:
     """Nothing but positions that exist is read: the rest of the caches, of partial sums and memory is NaN here."""
     rng, size, value_size = np.random.default_rng(1), z_dim // heads, value_dim // heads
     position = ints(0, 0, 3, 2, 1, chunk_size - 1, 0, chunk_size - 1, 2, 0).reshape(5, 2)
@@ -36,24 +41,26 @@ def test_step(z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_siz
     b, count = len(slots), attention_step.parts(chunk_size, heads)
     z, gamma, beta, r = floats(rng, b, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, b, value_dim)
     cos, sin = floats(rng, 2, 2 * chunk_size, size // 2)
-    keys, values, memory_keys = (
-        floats(rng, 5, 2, chunk_size, f).astype(dtype) for f in (z_dim, value_dim, z_dim)
-    )  # fmt: skip
+    keys, memory_keys = (floats(rng, 5, 2, chunk_size, z_dim).astype(dtype) for _ in range(2))
+    # Values that codes stand for have scales that are NaN.
+    values, window = cached_values(floats(rng, 5, 2, chunk_size, value_dim), heads, value_dtype)
+    value = floats(rng, b, value_dim)
     memory = floats(rng, 5, heads, size, value_size).astype(dtype)
     for slot, (chunk, offset) in enumerate(position):
-        keys[slot, chunk % 2, offset:] = np.nan
-        values[slot, chunk % 2, offset + 1 :] = np.nan
-        if chunk < 1:
-            keys[slot, 1] = values[slot, 1] = np.nan
+        for cache in (keys, values[-1]):
+            cache[slot, chunk % 2, offset:] = np.nan
+            if chunk < 1:
+                cache[slot, 1] = np.nan
         if chunk < 2:
             memory[slot] = np.nan
-    before = keys.copy(), memory_keys.copy()
+    caches = [keys, memory_keys, *values]
+    before = [cache.copy() for cache in caches]
     partial = np.full((b, heads, count, value_size), np.nan, np.float32)
     statistics = np.full((b, heads, count, 2), np.nan, np.float32)
     y = np.full((b, value_dim), np.nan, np.float32)
     launch_cuda(
-        attention_step.attend(z_dim, value_dim, heads, rope_heads, 5, chunk_size, EPS, dtype),
-        z, gamma, beta, cos, sin, slots, position, keys, values, memory_keys, partial, statistics,
+        attention_step.attend(z_dim, value_dim, heads, rope_heads, 5, chunk_size, EPS, dtype, value_dtype),
+        z, value, gamma, beta, cos, sin, slots, position, keys, *values, memory_keys, partial, statistics,
     )  # fmt: skip
     launch_cuda(
         attention_merge.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype),
@@ -64,18 +71,20 @@ def test_step(z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_siz
         queries, weights, k, ak = attention_inputs.oracle(
             z[i].astype(float), gamma, beta, cos, sin, offset, heads, rope_heads, EPS
         )
-        for cache, old, expected in zip((keys, memory_keys), before, (k, ak), strict=True):
-            row = cache[slot, chunk % 2, offset].astype(float)
-            np.testing.assert_allclose(row, expected, rtol=PRECISION[dtype], atol=4e-6)
-            old[slot, chunk % 2, offset] = cache[slot, chunk % 2, offset]
-        attention = chunk_attention.oracle(
-            queries, keys[slot].astype(float), values[slot].astype(float), chunk, offset, heads
-        )
+        place = slot, chunk % 2, offset
+        for cache, expected in ((keys, k), (memory_keys, ak)):
+            np.testing.assert_allclose(cache[place].astype(float), expected, rtol=PRECISION[dtype], atol=4e-6)
+        own, window[place] = cached_values(value[i], heads, value_dtype)
+        for cache, expected in zip(values, own, strict=True):
+            np.testing.assert_array_equal(cache[place], expected)
+        for cache, old in zip(caches, before, strict=True):
+            old[place] = cache[place]
+        attention = chunk_attention.oracle(queries, keys[slot].astype(float), window[slot], chunk, offset, heads)
         read = working_memory.read_oracle(weights[None], memory[slot].astype(float))[0] if chunk >= 2 else 0
         np.testing.assert_allclose(y[i], attention * r[i] + read, rtol=2e-5, atol=2e-5)
     # One row of each slot was written.
-    np.testing.assert_array_equal(keys.view(np.uint8), before[0].view(np.uint8))
-    np.testing.assert_array_equal(memory_keys.view(np.uint8), before[1].view(np.uint8))
+    for cache, old in zip(caches, before, strict=True):
+        np.testing.assert_array_equal(cache.view(np.uint8), old.view(np.uint8))
 
 
 @pytest.mark.parametrize(

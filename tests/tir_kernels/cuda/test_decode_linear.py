@@ -84,35 +84,24 @@ def test_gate(rows: int, b: int, scheme: str, inputs: int, outputs: int) -> None
 @pytest.mark.parametrize(NAMES, DENSE[:9:4] + DENSE[9:] + QUANTIZED[:1])
 def test_projections(rows: int, b: int, scheme: str, inputs: int, outputs: int) -> None:
     rng = np.random.default_rng(b)
-    dim, value_dim, z_dim, slots, chunk = inputs, outputs, 19, 40, 6
+    dim, value_dim, z_dim = inputs, outputs, 19
     groups, affine = 2 if rows == 8 and dim % 2 == 0 else 1, rows != 3
-    cache_dtype = {"q0bf16": ml_dtypes.bfloat16, "q4f16_1": np.float16}.get(scheme, np.float32)
     u, c, x = floats(rng, b, dim), 3 * floats(rng, b, dim), floats(rng, b, dim)
     norm_weight = 0.1 * floats(rng, dim)
     extents = value_dim, z_dim, value_dim, dim
     matrices = [weights_in_memory(rng, extent, dim, scheme) for extent in extents]
     biases = [floats(rng, extent) for extent in extents]
     layers = [array for (stored, _), bias in zip(matrices, biases, strict=True) for array in (stored, bias)]
-    slot_ids = rng.permutation(slots)[:b].astype(np.int32)
-    position = np.stack([rng.integers(0, 5, slots), rng.integers(0, chunk, slots)], axis=1).astype(np.int32)
-    values = floats(rng, slots, 2, chunk, value_dim).astype(cache_dtype)
-    formats = format_of(scheme), np.dtype(cache_dtype).name
-    kernel = decode_linear.projections(dim, z_dim, value_dim, groups, EPS, affine, slots, chunk, *formats, rows)
-    z, r, h, others = empty(b, z_dim), empty(b, value_dim), empty(b, dim), values.copy()
-    arguments = [u, c, *[norm_weight] * affine, *layers, x, slot_ids, position, values]
-    launch_cuda(kernel, *arguments, z, r, h)
+    kernel = decode_linear.projections(dim, z_dim, value_dim, groups, EPS, affine, format_of(scheme), rows)
+    v, z, r, h = results = [empty(b, extent) for extent in extents]
+    launch_cuda(kernel, u, c, *[norm_weight] * affine, *layers, x, *results)
 
     mx = rms_norm_oracle(c.astype(float), norm_weight * affine, groups, EPS)
     (wv, wz, wr, wh1), (wv_bias, wz_bias, wr_bias, wh1_bias) = (weight for _, weight in matrices), biases
-    v = oracle(u.astype(float), wv, wv_bias, epilogue="bias", activation="silu")
+    assert_close(v, oracle(u.astype(float), wv, wv_bias, epilogue="bias", activation="silu"), scheme, rows)
     assert_close(z, oracle(mx, wz, wz_bias, epilogue="bias"), scheme, rows)
     assert_close(r, oracle(mx, wr, wr_bias, epilogue="bias", activation="silu"), scheme, rows)
     assert_close(h, oracle(mx, wh1, wh1_bias, epilogue="bias") + x, scheme, rows)
-    places = slot_ids, position[slot_ids, 0] % 2, position[slot_ids, 1]
-    eps = float(ml_dtypes.finfo(cache_dtype).eps)
-    assert_close(values[places] / (1 + abs(v)), v / (1 + abs(v)), scheme, rows, eps)
-    values[places] = others[places]
-    np.testing.assert_array_equal(values, others)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from test_model import CONFIGS, reference_logits
 
 from gecko_mlc.config import GeckoConfig
 
-# Every field of `test_model.CONFIGS`, in as few configs as they go into.
+# Every field of `test_model.CONFIGS`, in as few configs as they go into; by the scheme and the state's dtype.
 COMBINED = {
-    "q0f32": (
+    ("q0f32", None): (
         "no_swiglu",
         "two_hop_residual",
         "rescale_nffn",
@@ -23,13 +23,17 @@ COMBINED = {
         "partial_rope",
         "norm_groups",
     ),
-    "q0f16": ("odd_sizes", "not_affine", "other_outputs", "no_rope"),
-    "q0bf16": ("not_affine", "no_swiglu", "one_head"),
+    ("q0f16", None): ("odd_sizes", "not_affine", "other_outputs", "no_rope"),
+    ("q0bf16", None): ("not_affine", "no_swiglu", "one_head"),
+    ("q0f16", "int8"): ("rescale_nffn",),
+    ("q0f32", "int8"): ("odd_sizes",),
 }
 
 
-def engine_of(config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str, slots: int = 1) -> Engine:
-    library = EmulatedLibrary(config, scheme, slots)
+def engine_of(
+    config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str, slots: int = 1, state_dtype: str | None = None
+) -> Engine:
+    library = EmulatedLibrary(config, scheme, slots, state_dtype)
     values = with_derived(config, parameters)
     return Engine(
         library,  # type: ignore[arg-type]
@@ -46,15 +50,17 @@ def test_golden(name: str) -> None:
     check_state(engine, golden)
 
 
-@pytest.mark.parametrize("scheme", COMBINED)
-def test_every_config_field(scheme: str) -> None:
-    changes = {field: value for name in COMBINED[scheme] for field, value in CONFIGS[name].items()}
+@pytest.mark.parametrize(("scheme", "state_dtype"), COMBINED)
+def test_every_config_field(scheme: str, state_dtype: str | None) -> None:
+    names = COMBINED[scheme, state_dtype]
+    changes = {field: value for name in names for field, value in CONFIGS[name].items()}
     config = small_config(**changes)
     parameters, rng = random_parameters(config), np.random.default_rng(1)
     tokens = rng.integers(0, config.vocab_size, 5 * config.chunk_size + 1).tolist()
     expected = reference_logits(config, parameters, tokens)
-    engine = engine_of(config, parameters, scheme)
-    tolerance = {"q0f32": 2e-5, "q0f16": 5e-3, "q0bf16": 4e-2}[scheme] * np.abs(expected).max()
+    engine = engine_of(config, parameters, scheme, state_dtype=state_dtype)
+    rounding = {"q0f32": 2e-5, "q0f16": 5e-3, "q0bf16": 4e-2}[scheme] if state_dtype is None else 1e-2
+    tolerance = rounding * np.abs(expected).max()
     for split in ([len(tokens)], random_split(rng, len(tokens), 2 * config.chunk_size)):
         assert np.abs(feed(engine, tokens, split) - expected).max() < tolerance, split
 

@@ -110,6 +110,15 @@ def test_value_projection(n: int, inputs: int, outputs: int, scheme: str, cache_
     np.testing.assert_array_equal(values, expected)
 
 
+def test_values_that_will_be_codes() -> None:
+    rng, (n, inputs, outputs) = np.random.default_rng(3), (5, 72, 35)
+    u, (memory, weight) = floats(rng, n, inputs).astype(F16), matrix(rng, outputs, inputs, "q0f16")
+    bias, v = floats(rng, outputs), empty(n, outputs, F16)
+    kernel = linear.value_projection(inputs, outputs, 3, 9, format_of("q0f16"), "int8", BOTH)
+    launch_cuda(kernel, u, memory, bias, v)
+    assert_close(v, oracle(u.astype(float), weight, bias, epilogue="bias", activation="silu"))
+
+
 @pytest.mark.parametrize(
     ("n", "dim", "z_dim", "value_dim", "scheme"),
     [

@@ -47,6 +47,8 @@ def test_next_chunk() -> None:
         ((7, 1236), "float16", 0.0),
         ((2, 16392), "bfloat16", 0.0),
         ((9,), "float16", 0.0),
+        ((2, 40), "int8", 0.0),
+        ((2, 21), "int8", 0.0),
     ],
 )
 def test_copy_and_fill(shape: tuple[int, ...], dtype: str, value: float) -> None:

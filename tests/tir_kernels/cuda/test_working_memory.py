@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gecko_mlc.tir_kernels import working_memory as cpu
 from gecko_mlc.tir_kernels.cuda import working_memory
-from launch import floats, ints
+from launch import cached_values, floats, ints
 from launch_cuda import launch_cuda
 
 DIM, SLOTS = 8, 4
@@ -16,40 +16,47 @@ PRECISION = {"float32": 2e-6, "float16": 2**-10, "bfloat16": 2**-7}
 
 
 @pytest.mark.parametrize(
-    ("z_dim", "value_dim", "heads", "chunk_size", "dtype"),
+    ("z_dim", "value_dim", "heads", "chunk_size", "dtype", "value_dtype"),
     [
-        (36, 42, 3, 70, "float32"),
+        (36, 42, 3, 70, "float32", "float32"),
         # More rows, columns, and features of the prediction than a block has.
-        (130, 140, 1, 128, "float32"),
-        (272, 304, 2, 128, "bfloat16"),
-        (48, 80, 2, 70, "float16"),
+        (130, 140, 1, 128, "float32", "float32"),
+        (272, 304, 2, 128, "bfloat16", "bfloat16"),
+        (48, 80, 2, 70, "float16", "float16"),
+        (48, 304, 2, 70, "float16", "int8"),
+        (24, 24, 1, 64, "bfloat16", "int8"),
         # No multiple of 16 bytes.
-        (36, 42, 3, 16, "bfloat16"),
+        (36, 42, 3, 16, "bfloat16", "bfloat16"),
+        (36, 42, 3, 16, "float16", "int8"),
     ],
 )
-def test_write(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str) -> None:
+def test_write(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str, value_dtype: str) -> None:
     """Slots at different phases, in random pieces and steps: the memory is what whole chunks give.
 
     What was not written is NaN: the memory before its first write, its sums, and all positions that do not exist.
     """
     rng, size, value_size = np.random.default_rng(1), z_dim // heads, value_dim // heads
-    shape = z_dim, value_dim, heads, SLOTS, chunk_size, dtype
+    shape = z_dim, value_dim, heads, SLOTS, chunk_size, dtype, value_dtype
     step, piece = working_memory.absorb_step(*shape), working_memory.absorb(DIM, *shape)
     position = np.zeros((SLOTS, 2), np.int32)
-    keys, values = (np.full((SLOTS, 2, chunk_size, f), np.nan).astype(dtype) for f in (z_dim, value_dim))
+    keys, values = (np.full((SLOTS, 2, chunk_size, f), np.nan, np.float32) for f in (z_dim, value_dim))
+    keys, (caches, window) = keys.astype(dtype), cached_values(values, heads, value_dtype)
     log_mass, log_norm = np.full((2, SLOTS, heads, size), np.nan, np.float32)
     log_sum = np.full((SLOTS, heads, chunk_size), np.nan, np.float32)
     memory_sum = np.full((SLOTS, heads, size, value_size + size), np.nan, np.float32)
     memory = np.full((SLOTS, heads, size, value_size), np.nan, np.float32)
     memory_read = memory.astype(dtype)
-    absorbed = keys, values, log_mass, log_sum, memory_sum
+    absorbed = keys, *caches, log_mass, log_sum, memory_sum
     expected = {slot: (np.zeros(memory.shape[1:]), np.full((heads, size), -np.inf)) for slot in (2, 0, 3)}
 
     def consume(slot: int, n: int) -> None:
         """Keys and values of the next n tokens."""
         chunk, offset = position[slot]
-        for cache in (keys, values):
-            cache[slot, chunk % 2, offset : offset + n] = 2 * floats(rng, n, cache.shape[-1])
+        place = slot, chunk % 2, slice(offset, offset + n)
+        keys[place] = 2 * floats(rng, n, z_dim)
+        new, window[place] = cached_values(2 * floats(rng, n, value_dim), heads, value_dtype)
+        for cache, value in zip(caches, new, strict=True):
+            cache[place] = value
 
     def end_chunk(slots: list[int]) -> None:
         ids = ints(*slots)
@@ -65,14 +72,15 @@ def test_write(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: s
         for slot in slots:
             chunk = position[slot, 0]
             if chunk >= 1:
-                ak, v = (cache[slot, 1 - chunk % 2].astype(float) for cache in (keys, values))
-                expected[slot] = cpu.write_oracle(ak, v, *expected[slot])
+                ak = keys[slot, 1 - chunk % 2].astype(float)
+                expected[slot] = cpu.write_oracle(ak, window[slot, 1 - chunk % 2], *expected[slot])
                 new, total = expected[slot]
                 np.testing.assert_allclose(memory[slot], new, rtol=0, atol=PRECISION[dtype] * np.abs(new).max())
                 np.testing.assert_allclose(log_norm[slot], total, rtol=2e-6, atol=2e-6)
                 if dtype != "float32":
                     np.testing.assert_array_equal(memory_read[slot], memory[slot].astype(dtype))
-            keys[slot, 1 - chunk % 2] = values[slot, 1 - chunk % 2] = np.nan
+            # Of codes, the scales.
+            keys[slot, 1 - chunk % 2] = caches[-1][slot, 1 - chunk % 2] = np.nan
             position[slot] = chunk + 1, 0
 
     while position[list(expected), 0].min() < 4:

@@ -59,6 +59,7 @@ inline void ptx_cp_async_cg_shared_global(unsigned address, const void* source, 
   memset(destination, 0xff, size);
   thread.copies.push_back({destination, source, size, bytes, thread.group});
 }
+#define ptx_cp_async_ca_shared_global ptx_cp_async_cg_shared_global
 inline void ptx_cp_async_cg_shared_global(unsigned address, const void* source, int size) {
   ptx_cp_async_cg_shared_global(address, source, size, size);
 }
