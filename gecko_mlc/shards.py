@@ -73,7 +73,8 @@ def write_weights(
     """
     total = sum(part.nbytes for part in parts)
     work = output / WORKING_FOLDER
-    check_space(output, total - sum(file.stat().st_size for file in work.glob("*")))
+    if not (work / TENSOR_CACHE).is_file():  # If it is, all shards are, too, some of them in their place.
+        check_space(output, total - sum(file.stat().st_size for file in work.glob("*")))
     with _locked(work):
         shards = _pack(parts)
         records = _resume(work, shards, identity, command, say)
@@ -135,7 +136,7 @@ def _pack(parts: Sequence[Part]) -> list[_Shard]:
 
 
 def _resume(work: Path, shards: Sequence[_Shard], identity: str, command: str, say: Say) -> dict[str, ShardRecord]:
-    """Records of the shards that are there; `work` without anything else."""
+    """Records of the shards that are there; what another conversion left in `work` goes."""
     try:
         before = json.loads((work / CONVERSION).read_text())["identity"]
     except (OSError, ValueError, KeyError):
