@@ -48,7 +48,8 @@ class Checkpoint:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], files: Iterable[Path] = ()) -> None:
         self.shapes = shapes
         states = [(file, file.stat()) for file in files]
-        self.identity = [(file.name, state.st_size, state.st_mtime_ns) for file, state in states] or [uuid.uuid4().hex]
+        parts = [f"{file.name} {state.st_size} {state.st_mtime_ns}" for file, state in states]
+        self.identity = "\n".join(parts) or uuid.uuid4().hex
 
     def read(self, name: str) -> np.ndarray:
         """The tensor `name`, in its own dtype (bfloat16 as ml_dtypes')."""

@@ -82,7 +82,8 @@ def _parts(config: GeckoConfig, checkpoint: Checkpoint, quantization: Quantizati
     yield Part((derived["rope.cos"], derived["rope.sin"]), partial(rope_tables, config))
     for parameter in config.parameters():
         if parameter.matrix and quantization.group is not None:
-            specs = quantized_specs(parameter.name, *parameter.shape, quantization.group)
+            outputs, inputs = parameter.shape
+            specs = quantized_specs(parameter.name, outputs, inputs, quantization.group)
             yield Part(specs, partial(_quantized, parameter.name, checkpoint, quantization.group))
         else:
             dtype = quantization.model_dtype if parameter.matrix else "float32"

@@ -113,7 +113,7 @@ class GroupQuantization(BaseModel):
     def codes(self, q_weight: np.ndarray) -> np.ndarray:
         """The codes [out, ⌈in/group⌉·group] uint8 of `q_weight`."""
         shifts = np.arange(self.codes_per_word, dtype=np.uint32) * np.uint32(self.bits)
-        codes = q_weight[..., None] >> shifts & np.uint32(2**self.bits - 1)
+        codes: np.ndarray = q_weight[..., None] >> shifts & np.uint32(2**self.bits - 1)
         return codes.astype(np.uint8).reshape(len(q_weight), -1)
 
     def _words(self, codes: np.ndarray) -> np.ndarray:

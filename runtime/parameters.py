@@ -196,7 +196,8 @@ def load_parameters(
                 names = [stored.name for stored in spec.stored()]
                 if not all(name in parts for name in names):
                     continue
-                value = spec.layout.pack(*(parts.pop(name) for name in names), spec.inputs)
+                q_weight, q_scale = (parts.pop(name) for name in names)
+                value = spec.layout.pack(q_weight, q_scale, spec.inputs)
             tensors[spec.name] = tvm.runtime.empty(spec.shape, spec.dtype, device)
             copy_into(tensors[spec.name], value)
     return [tensors[spec.name] for spec in expected]
