@@ -10,7 +10,7 @@ from typing import Any
 from gecko_mlc.tir_kernels.cuda.activation import silu
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.weight_products import choose_tile, multiply_weights
-from gecko_mlc.tir_kernels.cuda.weight_tiles import Source, either, matrix_reader
+from gecko_mlc.tir_kernels.cuda.weight_sources import Source, either, matrix_reader
 from gecko_mlc.tir_kernels.machine import CUDA, divide
 from tvm import tirx
 from tvm.script import tirx as T

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gecko_mlc.tir_kernels.cuda.dequantize import dequantize, load_scale
-from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, load_registers, select_address, store_registers
+from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, load_registers, store_registers
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
 from gecko_mlc.tir_kernels.cuda.tile_products import Tile
 from gecko_mlc.tir_kernels.machine import divide
-from gecko_mlc.tir_kernels.weights import weight_loader
 from tvm.script import tirx as T
 
 from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
@@ -25,47 +24,13 @@ Expr = Any
 CHUNKS = 8  # of 8 inputs, in a row of a tile
 
 
-class Matrix(NamedTuple):
-    """The reading of a weight, or of several: address(which, o, i) is that of element i in the memory of row o, and
-    value(which, o, k) the fp32 number that input k of output o is multiplied by."""
-
-    address: Callable[[Expr, Expr, Expr], Expr]
-    value: Callable[[Expr, Expr, Expr], Expr]
-
-
-def matrix_reader(weights: WeightFormat, features: int) -> Callable[[Any], Matrix]:
-    """A function from a buffer that holds a weight [O, `features`] to its reading."""
-    load = weight_loader(weights, features)
-    return lambda weight: Matrix(
-        lambda _, o, i: T.address_of(weight[o, i]),
-        lambda _, o, k: load(weight, o, k),
-    )
-
-
-def either(first: Callable[[Expr], Expr], a: Matrix, b: Matrix) -> Matrix:
-    """The reading of a where first(which) holds, else of b."""
-    return Matrix(
-        lambda which, o, i: select_address(first(which), a.address(which, o, i), b.address(which, o, i)),
-        lambda which, o, k: T.if_then_else(first(which), a.value(which, o, k), b.value(which, o, k)),
-    )
-
-
-class Source(NamedTuple):
-    """What a block multiplies by: rows `first` to `end` of a matrix, or of each of several. `tx` is the thread."""
-
-    matrix: Matrix
-    first: Expr
-    end: Expr
-    tx: Expr
-
-
 class WeightTiles(NamedTuple):
     """The `steps` of a product, and inlines that bring each one's tile of weights.
 
     first_input(step, chunk) is the first of the 8 inputs that lie in that chunk of a tile's rows. A thread holds
     codes in `registers` uint32: `fetch(held, source, step)` begins to load those of a step, and
     `load(tiles, place, held, source, step)` makes the step's tile at tiles[place], and fetches what the next one
-    needs. Steps are loaded in their order.
+    needs. Steps are loaded in their order. `source` is a `Source`.
     """
 
     steps: int
@@ -105,6 +70,7 @@ def _dense(features: int, tile: Tile, count: int) -> WeightTiles:
                 T.Cast("int32", o < source.end and k < features),
             )
 
+    # A buffer cannot be empty.
     return WeightTiles(divide(features, DEPTH), 1, first_input, fetch, load)
 
 
