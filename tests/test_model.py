@@ -12,6 +12,7 @@ from conftest import random_parameters, random_split, small_config
 from gecko_mlc.runtime.engine import Engine
 
 from gecko_mlc.config import GeckoConfig
+from gecko_mlc.quantization import quantization
 from gecko_mlc.reference import Gecko
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -82,6 +83,30 @@ def test_sixteen_bits(scheme: str, tolerance: float, engine: Callable[..., Engin
     ours.reset(0)
     single = np.concatenate([ours.extend_logits(0, [t]) for t in tokens])
     assert np.abs(single - whole).max() < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("scheme", ["q3f16_1", "q4f16_1", "q4f32_1", "q8f16_1"])
+def test_quantized_weights(scheme: str, engine: Callable[..., Engine]) -> None:
+    """Near the reference with the numbers that the codes stand for, and the same for any split."""
+    config = small_config()
+    parameters, rng = random_parameters(config), np.random.default_rng(2)
+    tokens = rng.integers(0, config.vocab_size, 5 * config.chunk_size + 3).tolist()
+    group = quantization(scheme).group
+    assert group is not None
+    dequantized = {
+        p.name: group.dequantize(*group.quantize(parameters[p.name]), p.shape[1]) if p.matrix else parameters[p.name]
+        for p in config.parameters()
+    }
+    expected = reference_logits(config, dequantized, tokens)
+    ours = engine(config, parameters, scheme)
+    whole = ours.extend_logits(0, tokens)
+    # Activations are rounded to bytes.
+    assert np.abs(whole - expected).max() < 4e-2 * np.abs(expected).max()
+    for split in ([1] * len(tokens), random_split(rng, len(tokens), 2 * config.chunk_size)):
+        ours.reset(0)
+        ends = np.cumsum(split)
+        parts = [ours.extend_logits(0, tokens[end - n : end]) for n, end in zip(split, ends, strict=True)]
+        assert np.abs(np.concatenate(parts) - whole).max() < 5e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("scheme", ["q0f32", "q4f16_1"])
