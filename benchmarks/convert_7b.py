@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder / "gecko-7b-benchmark"
     checkpoint, model = folder / "checkpoint", folder / "model"
-    rows = []
+    rows, load = [], os.getloadavg()[0]
     try:
         seconds, peak = timed("random_weight", "gecko-7b", "--dtype", "bfloat16", "-o", checkpoint)
         size = total_gb(checkpoint, "*.safetensors")
@@ -51,7 +51,7 @@ def main() -> None:
         f"# Converting gecko-7b on {machine.cpu_name()}, {machine.usable_cores()} cores\n\n"
         "| | GB read | GB written | seconds | GB/s of the checkpoint | peak GiB |\n|---|---:|---:|---:|---:|---:|\n"
         + "\n".join(rows)
-        + "\n"
+        + f"\n\nThe machine's load average was {load:.0f} before it began: what else ran took its share.\n"
     )
     print(text)
     (Path(__file__).parent / "convert-7b.md").write_text(text)
