@@ -9,22 +9,25 @@ from gecko_mlc.tir_kernels.machine import CUDA, Machine
 from gecko_mlc.abi import ABI_VERSION, Metadata, Parameter, TargetSpec
 from gecko_mlc.config import preset
 from gecko_mlc.derived import CEMA_PARAMETERS, derived_shapes
-from gecko_mlc.quantization import quantization
+from gecko_mlc.model import Build
+from gecko_mlc.quantization import Quantization, quantization
 from gecko_mlc.state import state_tensors
 
 CHUNK = 2048
 
 
-def metadata(name: str = "gecko-7b", kind: str = "cuda") -> Metadata:
+def metadata(name: str = "gecko-7b", kind: str = "cuda", scheme: Quantization = quantization("q0bf16")) -> Metadata:
     """What a library of a preset would say of itself."""
-    config, scheme = preset(name), quantization("q0bf16")
+    config, machine = preset(name), CUDA((90,)) if kind == "cuda" else Machine()
+    matrices = Build(config, scheme, machine, 1).weight_format
     parameters = [
-        Parameter(name=p.name, shape=p.shape, dtype=scheme.model_dtype if p.matrix else "float32")
+        Parameter(name=p.name, shape=matrices.shape(*p.shape), dtype=matrices.dtype)
+        if p.matrix
+        else Parameter(name=p.name, shape=p.shape, dtype="float32")
         for p in config.parameters()
         if p.name.split(".")[-1] not in CEMA_PARAMETERS or ".cema." not in p.name
     ]
     parameters += [Parameter(name=name, shape=shape, dtype="float32") for name, shape in derived_shapes(config)]
-    machine = CUDA((90,)) if kind == "cuda" else Machine()
     return Metadata(
         abi_version=ABI_VERSION,
         model_type="gecko",
@@ -56,6 +59,17 @@ def test_decode_bytes() -> None:
     assert decode_bytes(m, CHUNK) == first - memory
     assert decode_bytes(m, 0) == weights + ema + window
     assert decode_bytes(metadata(kind="cpu"), 4 * CHUNK) == first + memory
+
+
+def test_decode_bytes_of_codes() -> None:
+    """4 bits and a scale of 16 for 32 weights; a byte for a value, and a scale of 4 for a token and head."""
+    m = metadata(scheme=quantization("q4f16_1", "int8"))
+    first, last = decode_bytes(m, 4 * CHUNK), decode_bytes(m, 5 * CHUNK - 1)
+    assert last - first == (CHUNK - 1) * 32 * (2 * 1024 + 8192 + 4 * 4)
+    full = metadata()
+    matrices = 32 * 222_298_112 + 32_000 * 4096
+    window = (CHUNK + 1) * 32 * (8192 - 4 * 4)
+    assert decode_bytes(full, 4 * CHUNK) - first == matrices * (16 - 4.5) / 8 + window
 
 
 def test_prefill_operations() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
+    RESIDENT_BLOCKS,
     commit_copies,
     copy_16_if,
     lane_sum,
@@ -31,7 +32,7 @@ Expr = Any
 
 THREADS = 256
 # Blocks of `attend` for a sequence: three on each of the 132 multiprocessors of the large GPUs.
-BLOCKS = 396
+RESIDENT, BLOCKS = 3, 396
 # Vectors of keys, of values, that a thread has on their way at a time: of codes fewer, for three blocks to fit.
 LOADS, VALUES, CODES = 8, 16, 8
 
@@ -172,6 +173,8 @@ def attend(
         column: T.let = tx % columns
         group: T.let = tx // columns
 
+        # Vectors of fp32 take more registers than three blocks can have.
+        T.attr(0, RESIDENT_BLOCKS, 2 if key_dtype == "float32" else RESIDENT)
         launch_dependents()
         for k in T.unroll(pair_rounds):
             if k * threads + tx < half:
