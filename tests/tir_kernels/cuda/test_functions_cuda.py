@@ -12,6 +12,7 @@ from test_golden import check_state, feed
 from test_model import CONFIGS, reference_logits
 
 from gecko_mlc.config import GeckoConfig
+from gecko_mlc.quantization import quantization
 
 # Every field of `test_model.CONFIGS`, in as few configs as they go into; by the scheme and the state's dtype.
 COMBINED = {
@@ -27,7 +28,21 @@ COMBINED = {
     ("q0bf16", None): ("not_affine", "no_swiglu", "one_head"),
     ("q0f16", "int8"): ("rescale_nffn",),
     ("q0f32", "int8"): ("odd_sizes",),
+    ("q4f32_1", None): ("partial_rope", "no_swiglu"),
+    ("q4f16_1", None): ("scaled_shared_embedding",),
+    ("q3f16_1", "int8"): ("norm_groups",),
 }
+
+
+def dequantized(config: GeckoConfig, parameters: dict[str, np.ndarray], scheme: str) -> dict[str, np.ndarray]:
+    """The parameters, matrices as what their codes stand for."""
+    if (group := quantization(scheme).group) is None:
+        return parameters
+    return parameters | {
+        p.name: group.dequantize(*group.quantize(parameters[p.name]), p.shape[1])
+        for p in config.parameters()
+        if p.matrix
+    }
 
 
 def engine_of(
@@ -57,9 +72,10 @@ def test_every_config_field(scheme: str, state_dtype: str | None) -> None:
     config = small_config(**changes)
     parameters, rng = random_parameters(config), np.random.default_rng(1)
     tokens = rng.integers(0, config.vocab_size, 5 * config.chunk_size + 1).tolist()
-    expected = reference_logits(config, parameters, tokens)
+    expected = reference_logits(config, dequantized(config, parameters, scheme), tokens)
     engine = engine_of(config, parameters, scheme, state_dtype=state_dtype)
-    rounding = {"q0f32": 2e-5, "q0f16": 5e-3, "q0bf16": 4e-2}[scheme] if state_dtype is None else 1e-2
+    roundings = {"float32": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
+    rounding = roundings[quantization(scheme).model_dtype] if state_dtype is None else 1e-2
     tolerance = rounding * np.abs(expected).max()
     for split in ([len(tokens)], random_split(rng, len(tokens), 2 * config.chunk_size)):
         assert np.abs(feed(engine, tokens, split) - expected).max() < tolerance, split
