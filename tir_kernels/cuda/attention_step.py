@@ -23,6 +23,7 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     widen_vector,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
+from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
 from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of, without_scales
 from tvm import DataType, tirx
@@ -34,7 +35,7 @@ THREADS = 256
 # Blocks of `attend` for a sequence: three on each of the 132 multiprocessors of the large GPUs.
 RESIDENT, BLOCKS = 3, 396
 # Vectors of keys, of values, that a thread has on their way at a time: of codes fewer, for three blocks to fit.
-LOADS, VALUES, CODES = 8, 16, 8
+LOADS, VALUES, CODES = 8, 16, 12
 
 
 def parts(chunk_size: int, heads: int) -> int:
@@ -54,6 +55,16 @@ def part_length(visible: Expr, count: int) -> Expr:
 
 def _in_16_bytes(dtype: str) -> int:
     return 128 // DataType(dtype).bits
+
+
+def _buffer(k: Expr, previous: Expr, parity: Expr) -> Expr:
+    """The chunk buffer of the window's position k, of which the previous chunk's come first."""
+    return T.Select(k < previous, 1 - parity, parity)
+
+
+def _offset(k: Expr, previous: Expr) -> Expr:
+    """Its place in there."""
+    return T.Select(k < previous, k, k - previous)
 
 
 @T.inline
@@ -108,10 +119,15 @@ def attend(
     key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
     # Vectors of 16 bytes go through a ring in shared memory; a thread reads only what it has put there itself.
     streamed, ring = width == _in_16_bytes(value_dtype), CODES if quantized else VALUES
+    # So much of it that TVM asks for more than the usual, which the rest would exceed.
+    held_vectors = max(ring * threads, USUAL_SHARED_BYTES // 16 + 1) if streamed else 1
     widen = widen_vector(value_dtype)
-    pair_rounds, scale_rounds, value_rounds = (-(-extent // threads) for extent in (half, longest, value_size))
+    pair_rounds, scale_rounds = -(-half // threads), -(-longest // threads)
     load, convert, team_sum = loader(key_dtype), narrow(key_dtype), lane_sum(team)
-    load_own, convert_value = loader(value_dtype), narrow(value_dtype)
+    load_cached, narrow_value = loader(value_dtype), narrow(value_dtype)
+
+    def convert_value(value: Expr, inverse: Expr) -> Expr:
+        return code_of(value, inverse) if quantized else narrow_value(value)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -133,7 +149,7 @@ def attend(
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         z = T.match_buffer(z_handle, (b, z_dim), "float32")
-        own_values = T.match_buffer(v_handle, (b, value_dim), "float32")
+        fresh = T.match_buffer(v_handle, (b, value_dim), "float32")
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         partial = T.match_buffer(partial_handle, (b, heads, count, value_size), "float32")
         statistics = T.match_buffer(statistics_handle, (b, heads, count, 2), "float32")
@@ -160,10 +176,11 @@ def attend(
         held_query = T.alloc_buffer((2, key_rounds, key_width), scope="local")
         held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), key_dtype, scope="local")
         held_scales = T.alloc_buffer((scale_rounds,), scope="local")
-        held_values = T.alloc_buffer(((ring * threads if streamed else 1) * width,), value_dtype, scope="shared.dyn")
+        held_values = T.alloc_buffer((held_vectors * width,), value_dtype, scope="shared.dyn")
         vector_bytes = T.alloc_buffer((4,), "uint32", scope="local")
         value = T.alloc_buffer((width,), scope="local")
-        own = T.alloc_buffer((width,), value_dtype, scope="local")
+        own_value = T.alloc_buffer((passes, width), scope="local")
+        cached_value = T.alloc_buffer((width,), value_dtype, scope="local")
         score = T.alloc_buffer((1,), scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         weight = T.alloc_buffer((1,), scope="local")
@@ -208,8 +225,8 @@ def attend(
                             for v in T.vectorized(key_width):
                                 held_keys[i, r, v] = keys[
                                     slot,
-                                    T.Select(k < previous, 1 - parity, parity),
-                                    T.Select(k < previous, k, k - previous),
+                                    _buffer(k, previous, parity),
+                                    _offset(k, previous),
                                     first_feature + (r * team + tx % team) * key_width + v,
                                 ]
 
@@ -223,8 +240,8 @@ def attend(
                 T.address_of(
                     values[
                         slot,
-                        T.Select(k < previous, 1 - parity, parity),
-                        T.Select(k < previous, k, k - previous),
+                        _buffer(k, previous, parity),
+                        _offset(k, previous),
                         head * value_size + T.min(tile * columns + column, vectors - 1) * width,
                     ]
                 ),
@@ -252,8 +269,8 @@ def attend(
                             "float32",
                             values[
                                 slot,
-                                T.Select(k < previous, 1 - parity, parity),
-                                T.Select(k < previous, k, k - previous),
+                                _buffer(k, previous, parity),
+                                _offset(k, previous),
                                 head * value_size + (tile * columns + column) * width + v,
                             ],
                         )
@@ -282,11 +299,24 @@ def attend(
                 angle[1] = sin[angle_row, k * threads + tx]
 
         @T.inline
-        def add_own(tile):
-            """The token's value, into the cache and into the sums, as it is in the cache."""
+        def load_own_value():
+            """own_value = the thread's vectors of the token's value, or zeros."""
+            for tile in T.unroll(passes):
+                for v in T.unroll(width):
+                    own_value[tile, v] = T.float32(0)
+                if group == 0 and tile * columns + column < vectors:
+                    for k in T.unroll(width // part):
+                        for v in T.vectorized(part):
+                            own_value[tile, k * part + v] = fresh[
+                                row, head * value_size + (tile * columns + column) * width + k * part + v
+                            ]
+
+        @T.inline
+        def add_own_value(tile):
+            """It goes into the cache, and into the sums as it is there."""
             weight[0] = numerators[present - 1]
-            score[0] = T.float32(0)
             if quantized:
+                score[0] = T.float32(0)
                 for warp in T.unroll(threads // 32):
                     score[0] = T.max(score[0], largest[warp])
                 weight[0] = weight[0] * scale_of(score[0])
@@ -294,17 +324,14 @@ def attend(
                     value_scales[slot, parity, offset, head] = scale_of(score[0])
                 score[0] = inverse_of(score[0])
             if group == 0 and tile * columns + column < vectors:
-                for k in T.unroll(width // part):
-                    for v in T.vectorized(part):
-                        value[k * part + v] = own_values[
-                            row, head * value_size + (tile * columns + column) * width + k * part + v
-                        ]
                 for v in T.unroll(width):
-                    own[v] = code_of(value[v], score[0]) if quantized else convert_value(value[v])
+                    cached_value[v] = convert_value(own_value[tile, v], score[0])
                 for v in T.vectorized(width):
-                    values[slot, parity, offset, head * value_size + (tile * columns + column) * width + v] = own[v]
+                    values[slot, parity, offset, head * value_size + (tile * columns + column) * width + v] = (
+                        cached_value[v]
+                    )
                 for v in T.unroll(width):
-                    sums[v] = sums[v] + weight[0] * load_own(own, v)
+                    sums[v] = sums[v] + weight[0] * load_cached(cached_value, v)
 
         if present > 0:
             load_keys(0)
@@ -316,11 +343,10 @@ def attend(
                         k: T.let = first + i * threads + tx
                         held_scales[i] = value_scales[
                             slot,
-                            T.Select(k < previous, 1 - parity, parity),
-                            T.Select(k < previous, k, k - previous),
+                            _buffer(k, previous, parity),
+                            _offset(k, previous),
                             head,
                         ]
-
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)
             for k in T.unroll(pair_rounds):
@@ -344,14 +370,6 @@ def attend(
                             rounded[v] = convert(pair[v])
                         for v in T.vectorized(2):
                             memory_keys[slot, parity, offset, first_feature + (k * threads + tx) * 2 + v] = rounded[v]
-            if quantized and has_token:
-                score[0] = T.float32(0)
-                for k in T.unroll(value_rounds):
-                    if k * threads + tx < value_size:
-                        score[0] = T.max(score[0], T.abs(own_values[row, head * value_size + k * threads + tx]))
-                score[0] = warp_maximum(score[0])
-                if lane == 0:
-                    largest[tx // 32] = score[0]
             T.tvm_storage_sync("shared")
 
             # 2. Scores.
@@ -384,6 +402,8 @@ def attend(
                 score[0] = warp_sum(score[0])
                 if lane == 0:
                     scores[present - 1] = score[0]
+            if has_token:
+                load_own_value()
             T.tvm_storage_sync("shared")
 
             # 3. Their exponentials.
@@ -399,6 +419,14 @@ def attend(
                 for i in T.unroll(scale_rounds):
                     if i * threads + tx < cached:
                         factors[i * threads + tx] = numerators[i * threads + tx] * held_scales[i]
+            if quantized and has_token:
+                score[0] = T.float32(0)
+                for tile in T.unroll(passes):
+                    for v in T.unroll(width):
+                        score[0] = T.max(score[0], T.abs(own_value[tile, v]))
+                score[0] = warp_maximum(score[0])
+                if lane == 0:
+                    largest[tx // 32] = score[0]
             T.tvm_storage_sync("shared")
             if tx < 32:
                 score[0] = T.float32(0)
@@ -411,7 +439,7 @@ def attend(
                     statistics[row, head, p, 1] = score[0]
 
             # 4. The weighted sum of values. A vector's successor is on its way as soon as it is used.
-            for tile in T.serial(passes):
+            for tile in T.unroll(passes):
                 if tile > 0:
                     for i in T.unroll(ring if streamed else 0):
                         load_value(i, tile)
@@ -427,7 +455,7 @@ def attend(
                     if streamed:
                         load_value(i + ring, tile)
                 if has_token:
-                    add_own(tile)
+                    add_own_value(tile)
                 if groups > 1:
                     if group > 0 and group < groups:
                         for v in T.unroll(width):

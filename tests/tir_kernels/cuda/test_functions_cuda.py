@@ -26,7 +26,6 @@ COMBINED = {
     ),
     ("q0f16", None): ("odd_sizes", "not_affine", "other_outputs", "no_rope"),
     ("q0bf16", None): ("not_affine", "no_swiglu", "one_head"),
-    ("q0f16", "int8"): ("rescale_nffn",),
     ("q0f32", "int8"): ("odd_sizes",),
     ("q4f32_1", None): ("partial_rope", "no_swiglu"),
     ("q4f16_1", None): ("scaled_shared_embedding",),
