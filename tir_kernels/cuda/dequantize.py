@@ -22,7 +22,8 @@ __device__ __forceinline__ unsigned gecko_load_scale(const void* address, int in
     "uint32",
 )
 
-_half2 = device_function(
+# (uint32): its halves as a pair of fp16.
+half_pair = device_function(
     "gecko_half2",
     """
 __device__ __forceinline__ half2 gecko_half2(unsigned bits) {
@@ -62,5 +63,5 @@ __device__ __forceinline__ void {name}(unsigned* values, const unsigned* codes, 
   }}
 }}
 """,
-        uses=(_half2,),
+        uses=(half_pair,),
     )

@@ -9,6 +9,7 @@ from gecko_mlc.tir_kernels.cuda.row_inputs import (
     WARPS,
     Norm,
     Product,
+    keep_order,
     load_stream,
     normalize_whole,
     statistics,
@@ -144,6 +145,8 @@ def dot_product(features: int, outputs: int, dtype: str, weights: int, norm: Nor
                                     sums[w * together + r] + wide[v] * incoming[c * width + p * part + v]
                                 )
                         load(n + 1, w, r, c)
+                        if streamed:
+                            keep_order()
             for j in T.unroll(weights * together):
                 sums[j] = warp_sum(sums[j])
             if tx % 32 == 0:

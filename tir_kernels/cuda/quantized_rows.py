@@ -24,8 +24,10 @@ from gecko_mlc.tir_kernels.cuda.row_inputs import (
     WARPS,
     Norm,
     Product,
+    keep_order,
     load_stream,
     normalize_whole,
+    shared_values,
     statistics,
 )
 from gecko_mlc.tir_kernels.machine import divide
@@ -37,7 +39,7 @@ from gecko_mlc.group_quantization import GroupLayout
 Expr = Any
 
 # Outputs that are multiplied at a time, and the tiles of so many that a block has at most.
-TILE, TILES = 16, 2
+TILE, TILES = 16, 8
 # Chunks, of a tile's four vectors in a row, that a thread holds: two 16-byte loads each.
 CHUNKS = 8
 
@@ -52,7 +54,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
     # Chunks that a warp holds of an output: all of a tile or of several tiles, or a part in each of `rounds`.
     rounds = divide(divide(vectors, 4 * split) * weights, CHUNKS)
     ahead = divide(vectors, 4 * split * rounds)
-    tiles = max(1, min(TILES // weights, outputs // (BLOCKS * TILE * weights * teams)))
+    # No more blocks than there is place for: one that began later would wait for activations and weights again.
+    tiles = min(TILES, divide(divide(outputs, TILE * weights * teams), BLOCKS))
     together = max(1, min(tiles, CHUNKS // (ahead * weights)))
     batches = tiles // together
     count = batches * teams * together * TILE
@@ -82,7 +85,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
     # Of fp32: moments, what the code that stands for 0 adds to a vector's sum in both sets of columns, and partial sums
     # [weights, outputs, split].
     leasts = 2 * WARPS if whole else divide(2 * norm.groups, 4) * 4 if norm else 0
-    partial = leasts + 2 * padded
+    gains = leasts + 2 * padded
+    partial = gains + (padded * 4 * codes * (1 + norm.centred) if norm else 0)
 
     def tile(team: Expr, s: Expr, w: Expr, g: Expr) -> Expr:
         """The first of a tile's outputs among those of the block, of both weights."""
@@ -104,8 +108,20 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                     for v in T.vectorized(part):
                         values[n * codes + p * part + v] = x[row, k + v]
 
+    # Parameters of the norm, which can be read before the predecessor has ended; each thread its own.
     @T.inline
-    def scale_and_shift(values, gain, shift, scratch, tx):
+    def keep_gains(gain, shift, scratch, tx):
+        for n in T.unroll(words):
+            for p in T.unroll(codes // part):
+                if (n * THREADS + tx) * codes + p * part < features:
+                    for v in T.unroll(part):
+                        k: T.let = (n * THREADS + tx) * codes + p * part + v
+                        scratch[gains + k] = gain(k)
+                        if norm.centred:
+                            scratch[gains + padded * 4 * codes + k] = shift(k)
+
+    @T.inline
+    def scale_and_shift(values, scratch, tx):
         for n in T.unroll(words):
             for p in T.unroll(codes // part):
                 if (n * THREADS + tx) * codes + p * part < features:
@@ -116,7 +132,9 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                             values[at] = (values[at] - scratch[k // (features // norm.groups) * 2]) * scratch[
                                 k // (features // norm.groups) * 2 + 1
                             ]
-                        values[at] = values[at] * gain(k) + shift(k)
+                        values[at] = values[at] * scratch[gains + k]
+                        if norm.centred:
+                            values[at] = values[at] + scratch[gains + padded * 4 * codes + k]
                 else:
                     for v in T.vectorized(part):
                         values[n * codes + p * part + v] = T.float32(0)
@@ -153,8 +171,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
         lane: T.let = tx % 32
         share: T.let = tx // 32 % split
         team: T.let = tx // 32 // split
-        # A lane has its vector's activations if they are its column's. The place is kept, as TVM would write its formula
-        # into every load.
+        # A lane has its vector's activations if they are its column's. Their place is a variable: TVM would write its
+        # formula into every load.
         mine: T.let = lane // 4 % 4 == lane % 4
         begin = T.alloc_buffer((1,), "int32", scope="local")
         step = T.alloc_buffer((1,), "int32", scope="local")
@@ -184,7 +202,7 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                 o: T.let = first + tile(team, s, 0, g) + line * 8 + lane // 4
                 load_stream(
                     T.address_of(held[((w * together + g) * ahead + i) * 8 + line * 4]),
-                    T.address_of(source[T.min(o, end - 1), T.min(vector, vectors - 1) * 4]),
+                    T.address_of(source[o, vector * 4]),
                     T.Cast("int32", tirx.all(s < batches * rounds, o < end, vector < vectors)),
                 )
 
@@ -205,6 +223,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
             for w in T.unroll(weights):
                 for g in T.unroll(together):
                     load(0, w, g, i)
+        if norm is not None:
+            keep_gains(gain, shift, scratch, tx)
         wait_for_predecessor()
         if norm is not None and not whole:
             compute_statistics(x, b, row, scratch, tx)
@@ -213,7 +233,7 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
         if whole:
             normalize(values, lambda i: (i // codes * THREADS + tx) * codes + i % codes < features, scratch, tx)
         if norm is not None:
-            scale_and_shift(values, gain, shift, scratch, tx)
+            scale_and_shift(values, scratch, tx)
         store_activations(values, shared, scratch, tx)
         if tx < near:
             shared[tx] = tirx.const(0, layout.arithmetic)
@@ -259,6 +279,7 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                                     totals[(w * together + g) * 2 + line] + scales[v] * sums[line * 2 + v]
                                 )
                         load(s + 1, w, g, i)
+                        keep_order()
             if s % rounds == rounds - 1:
                 for i in T.unroll(weights * together * 2):
                     totals[i] = lane_sum(4)(totals[i])
@@ -274,4 +295,6 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                     result[w] = result[w] + scratch[partial + (w * count + tx) * split + i]
             finish(row, first + tx, result[0], result[weights - 1])
 
-    return Product(count, 1, scales_begin + weights * count * scale_stride, partial + weights * count * split, compute)
+    scratch_size = partial + weights * count * split
+    shared_size = shared_values(scales_begin + weights * count * scale_stride, size, scratch_size)
+    return Product(count, 1, shared_size, scratch_size, compute)

@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, warp_sum
-from gecko_mlc.tir_kernels.machine import divide
+from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES, divide
 from tvm.script import tirx as T
 
 Expr = Any
@@ -24,20 +24,31 @@ class Norm(NamedTuple):
 
 
 # (registers, global source, present): 16 bytes that are read once, or nothing when the int is 0. A branch around it
-# would cut the loop in pieces that are scheduled one by one.
+# would cut the loop in pieces that are scheduled one by one. It is not `ld.global.nc`, which would not be before the
+# wait for the predecessor: compilers move that past any barrier, to where its value is used.
 load_stream = device_function(
     "gecko_load_stream",
     """
 __device__ __forceinline__ void gecko_load_stream(unsigned* registers, const void* source, int present) {
 #ifdef __CUDA_ARCH__
   asm volatile("{.reg .pred present; setp.ne.s32 present, %5, 0;"
-               "@present ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
+               "@present ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
                : "+r"(registers[0]), "+r"(registers[1]), "+r"(registers[2]), "+r"(registers[3])
-               : "l"(source), "r"(present));
+               : "l"(source), "r"(present) : "memory");
 #else
   if (present) memcpy(registers, source, 16);
 #endif
 }
+""",
+)
+
+
+# The loads before stay before the loads after it: a compiler gathers them at the end of a loop, and none is on its way
+# meanwhile.
+keep_order = device_function(
+    "gecko_keep_order",
+    """
+__device__ __forceinline__ void gecko_keep_order() { __syncwarp(); }
 """,
 )
 
@@ -55,6 +66,12 @@ class Product(NamedTuple):
     shared: int
     scratch: int
     compute: Any
+
+
+def shared_values(count: int, size: int, scratch: int) -> int:
+    """Values of `size` bytes to have in dynamic shared memory for `count` of them, beside `scratch` fp32 that are not:
+    TVM asks for more than the usual only for kernels whose dynamic part alone is more."""
+    return count if count * size + 4 * scratch <= USUAL_SHARED_BYTES else max(count, USUAL_SHARED_BYTES // size)
 
 
 def statistics(dim: int, rows: int, norm: Norm):  # type: ignore[no-untyped-def]

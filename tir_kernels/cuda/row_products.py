@@ -18,12 +18,13 @@ MOST_INPUTS = 16384
 def row_product(
     features: int, outputs: int, weights: WeightFormat, rows: int, count: int = 1, norm: Norm | None = None
 ) -> Product:
-    """The product for up to `rows` rows with one or two weights [outputs, features]. Several rows with weights of 16
-    bits are rounded to them."""
+    """The product for up to `rows` rows with one or two weights [outputs, features]. Several rows go through the tensor
+    cores where weights stand for numbers of 16 bits, and are rounded to them."""
     if features > MOST_INPUTS:
         raise ValueError(f"{features} inputs of a matrix: at most {MOST_INPUTS} can be decoded with CUDA")
+    whole = not isinstance(weights, Dense) or features % 8 == 0  # rows of whole 16 bytes
+    if rows > 1 and weights.arithmetic != "float32" and whole:
+        return tensor_core_product(features, weights, rows, count, norm)
     if isinstance(weights, Dense):
-        if rows > 1 and weights.dtype != "float32" and features % 8 == 0:
-            return tensor_core_product(features, weights.dtype, rows, count, norm)
         return dot_product(features, outputs, weights.dtype, count, norm)
     return quantized_row(features, outputs, weights, count, norm)

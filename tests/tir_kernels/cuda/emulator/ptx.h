@@ -78,6 +78,12 @@ inline void ptx_cp_async_wait_group(int pending) {
   thread.copies = std::move(left);
 }
 
+inline void ptx_lop3_b32(unsigned& d, unsigned a, unsigned b, unsigned c, unsigned table) {
+  d = 0;
+  for (int i = 0; i < 8; ++i)
+    if (table >> i & 1) d |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+}
+
 inline void ptx_ex2_approx_ftz_f32(float& d, float x) { d = exp2f(x); }
 
 #define ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16 emulator::load_matrices<false>

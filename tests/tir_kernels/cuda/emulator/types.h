@@ -61,6 +61,7 @@ using __half2 = half2;
 inline half2 make_half2(half x, half y) { return {x, y}; }
 inline nv_bfloat162 make_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
 inline half2 __hmul2(half2 a, half2 b) { return {a.x * b.x, a.y * b.y}; }
+inline half2 __hfma2(half2 a, half2 b, half2 c) { return {fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y)}; }
 inline half2 __hsub2(half2 a, half2 b) { return {a.x - b.x, a.y - b.y}; }
 inline half2 __low2half2(half2 a) { return {a.x, a.x}; }
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
