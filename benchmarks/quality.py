@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gecko_mlc.runtime import gpu, machine
 from gecko_mlc.runtime.evaluation import Report, evaluate
 from gecko_mlc.runtime.long_text import read_blocks
 from gecko_mlc.runtime.parameters import read_tensor_cache
@@ -42,13 +43,13 @@ def main() -> None:
         parser.error("a checkpoint and a text go together")
     if arguments.checkpoint is None:
         with demo_files() as (checkpoint, text):
-            name, described, rows = checkpoint.name, HELD_OUT, measure(checkpoint, text)
+            name, described, result = checkpoint.name, HELD_OUT, measure(checkpoint, text)
     else:
         name, described = arguments.checkpoint.resolve().name, arguments.text.name
-        rows = measure(arguments.checkpoint, arguments.text)
+        result = measure(arguments.checkpoint, arguments.text)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / f"quality-{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (arguments.output / f"quality-{name}.md").write_text(to_markdown(name, described, rows))
+    (arguments.output / f"quality-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (arguments.output / f"quality-{name}.md").write_text(to_markdown(name, described, result))
 
 
 @contextmanager
@@ -63,8 +64,8 @@ def demo_files() -> Iterator[tuple[Path, Path]]:
         yield checkpoint, shipped / "held_out.txt"
 
 
-def measure(checkpoint: Path, text: Path) -> list[dict[str, Any]]:
-    """A report for each scheme and dtype of the state, with the bytes of the weights."""
+def measure(checkpoint: Path, text: Path) -> dict[str, Any]:
+    """What it ran on, and a report for each scheme and dtype of the state, with the bytes of the weights."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         # Libraries of two dozen kinds are not for the user's cache.
@@ -78,7 +79,10 @@ def measure(checkpoint: Path, text: Path) -> list[dict[str, Any]]:
                     report = evaluate(model, read_blocks(file, str(text)), baseline)
                 print(*cells(report, weight_bytes(folder)), sep="\t", flush=True)
                 rows.append({**report.model_dump(), "weight_bytes": weight_bytes(folder)})
-    return rows
+        target = baseline.engine.metadata.target
+    # Kernels differ: some CPUs multiply quantized weights in integers, which rounds what they are multiplied with.
+    chip = gpu.name() if target.kind == "cuda" else machine.cpu_name()
+    return {"machine": f"{chip} ({target.mcpu})", "rows": rows}
 
 
 def convert(checkpoint: Path, quantization: str, folder: Path) -> Path:
@@ -111,17 +115,16 @@ def cells(report: Report, size: int) -> list[str]:
     ]
 
 
-def to_markdown(name: str, text: str, rows: list[dict[str, Any]]) -> str:
+def to_markdown(name: str, text: str, result: dict[str, Any]) -> str:
     """The table, and what it is of."""
-    reports = [Report.model_validate(row) for row in rows]
+    reports = [Report.model_validate(row) for row in result["rows"]]
+    sizes = [row["weight_bytes"] for row in result["rows"]]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
-    lines += [
-        "| " + " | ".join(cells(report, row["weight_bytes"])) + " |" for report, row in zip(reports, rows, strict=True)
-    ]
+    lines += ["| " + " | ".join(cells(report, size)) + " |" for report, size in zip(reports, sizes, strict=True)]
     return (
         f"# What quantization costs, {name}\n\nOn {text}: {reports[0].tokens:,} tokens, {reports[0].bytes:,} bytes,"
-        f" one stream. Beside {BASELINE} with a float32 state, over the same tokens; errors as if these were"
-        " independent.\n\n" + "\n".join(lines) + "\n"
+        f" one stream.\nBeside {BASELINE} with a float32 state, over the same tokens; errors as if these were"
+        f" independent.\n{result['machine']}.\n\n" + "\n".join(lines) + "\n"
     )
 
 
