@@ -39,9 +39,9 @@ from gecko_mlc.group_quantization import GroupLayout
 Expr = Any
 
 # Outputs that are multiplied at a time, and the tiles of so many that a block has at most.
-TILE, TILES = 16, 8
+TILE, TILES = 16, 2
 # Chunks, of a tile's four vectors in a row, that a thread holds: two 16-byte loads each.
-CHUNKS = 8
+CHUNKS = 4
 
 
 def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int, norm: Norm | None) -> Product:
@@ -54,8 +54,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
     # Chunks that a warp holds of an output: all of a tile or of several tiles, or a part in each of `rounds`.
     rounds = divide(divide(vectors, 4 * split) * weights, CHUNKS)
     ahead = divide(vectors, 4 * split * rounds)
-    # No more blocks than there is place for: one that began later would wait for activations and weights again.
-    tiles = min(TILES, divide(divide(outputs, TILE * weights * teams), BLOCKS))
+    # More tiles for a block would be fewer blocks, whose waits do not hide each other.
+    tiles = min(max(1, TILES // teams), divide(divide(outputs, TILE * weights * teams), BLOCKS))
     together = max(1, min(tiles, CHUNKS // (ahead * weights)))
     batches = tiles // together
     count = batches * teams * together * TILE
@@ -71,22 +71,27 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
     half = codes // 2
     split_word, multiply = split_activations(layout), multiply_codes(layout)
 
-    # In shared memory, of the scales' dtype: zeros that stand for the activations of other vectors, activations, what
-    # fp16 left of them, and scales. An odd multiple of 16 bytes between outputs avoids bank conflicts.
+    # In shared memory, of the scales' dtype: the activations, after each chunk's zeros that stand for those of other
+    # vectors, then what fp16 left of them, likewise, and the scales. An odd multiple of 16 bytes between outputs avoids
+    # bank conflicts.
     size = np.dtype(layout.quantization.scale_dtype).itemsize
     sixteen, word_size = 16 // size, codes * 2 // size
-    near = 8 * sixteen
-    rest = near + padded * 4 * word_size
-    scales_begin = rest + padded * 4 * word_size
+    chunk_words, zeros = split * 16, 8 * sixteen
+    step = chunk_words * word_size + zeros
+    rest = ahead * rounds * step
+    scales_begin = 2 * rest
     offset = layout.scale_offset(features)
-    scale_vectors = (layout.shape(1, features)[1] - offset) // 4
+    row_words = layout.shape(1, features)[1]
+    scale_vectors = (row_words - offset) // 4
     scale_stride = (scale_vectors | 1) * sixteen
     load_pair = load_scales(layout.quantization.scale_dtype, 2 // group_vectors)
     # Of fp32: moments, what the code that stands for 0 adds to a vector's sum in both sets of columns, and partial sums
     # [weights, outputs, split].
     leasts = 2 * WARPS if whole else divide(2 * norm.groups, 4) * 4 if norm else 0
-    gains = leasts + 2 * padded
-    partial = gains + (padded * 4 * codes * (1 + norm.centred) if norm else 0)
+    partial = leasts + 2 * padded
+
+    # From a round's codes to the next one's, and from a tile's to the next of the warp.
+    round_words, tile_words = ahead * split * 16, teams * together * TILE * row_words
 
     def tile(team: Expr, s: Expr, w: Expr, g: Expr) -> Expr:
         """The first of a tile's outputs among those of the block, of both weights."""
@@ -108,20 +113,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                     for v in T.vectorized(part):
                         values[n * codes + p * part + v] = x[row, k + v]
 
-    # Parameters of the norm, which can be read before the predecessor has ended; each thread its own.
     @T.inline
-    def keep_gains(gain, shift, scratch, tx):
-        for n in T.unroll(words):
-            for p in T.unroll(codes // part):
-                if (n * THREADS + tx) * codes + p * part < features:
-                    for v in T.unroll(part):
-                        k: T.let = (n * THREADS + tx) * codes + p * part + v
-                        scratch[gains + k] = gain(k)
-                        if norm.centred:
-                            scratch[gains + padded * 4 * codes + k] = shift(k)
-
-    @T.inline
-    def scale_and_shift(values, scratch, tx):
+    def scale_and_shift(values, gain, shift, scratch, tx):
         for n in T.unroll(words):
             for p in T.unroll(codes // part):
                 if (n * THREADS + tx) * codes + p * part < features:
@@ -132,9 +125,7 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                             values[at] = (values[at] - scratch[k // (features // norm.groups) * 2]) * scratch[
                                 k // (features // norm.groups) * 2 + 1
                             ]
-                        values[at] = values[at] * scratch[gains + k]
-                        if norm.centred:
-                            values[at] = values[at] + scratch[gains + padded * 4 * codes + k]
+                        values[at] = values[at] * gain(k) + shift(k)
                 else:
                     for v in T.vectorized(part):
                         values[n * codes + p * part + v] = T.float32(0)
@@ -150,8 +141,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
             total[0] = lane_sum(4)(total[0])
             if word < padded * 4:
                 split_word(
-                    T.address_of(shared[near + word * word_size]),
-                    T.address_of(shared[rest + word * word_size]),
+                    T.address_of(shared[word * word_size + word // chunk_words * zeros]),
+                    T.address_of(shared[rest + word * word_size + word // chunk_words * zeros]),
                     T.address_of(values[n * codes]),
                 )
                 if tx % 4 == 0:
@@ -171,11 +162,10 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
         lane: T.let = tx % 32
         share: T.let = tx // 32 % split
         team: T.let = tx // 32 // split
-        # A lane has its vector's activations if they are its column's. Their place is a variable: TVM would write its
-        # formula into every load.
-        mine: T.let = lane // 4 % 4 == lane % 4
+        # Places are variables: TVM would write their formulas into every load.
         begin = T.alloc_buffer((1,), "int32", scope="local")
-        step = T.alloc_buffer((1,), "int32", scope="local")
+        codes_at = T.alloc_buffer((1,), "int32", scope="local")
+        scales_at = T.alloc_buffer((1,), "int32", scope="local")
 
         @T.inline
         def copy_scales(source, w):
@@ -202,7 +192,7 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                 o: T.let = first + tile(team, s, 0, g) + line * 8 + lane // 4
                 load_stream(
                     T.address_of(held[((w * together + g) * ahead + i) * 8 + line * 4]),
-                    T.address_of(source[o, vector * 4]),
+                    T.address_of(source[0, codes_at[0] + (g * TILE + line * 8) * row_words + i * split * 16]),
                     T.Cast("int32", tirx.all(s < batches * rounds, o < end, vector < vectors)),
                 )
 
@@ -219,12 +209,11 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
         commit_copies()
         for i in T.unroll(weights * together * ahead * 8):
             held[i] = T.uint32(0)
+        codes_at[0] = (first + tile(team, 0, 0, 0) + lane // 4) * row_words + (share * 4 + lane % 4) * 4
         for i in T.unroll(ahead):
             for w in T.unroll(weights):
                 for g in T.unroll(together):
                     load(0, w, g, i)
-        if norm is not None:
-            keep_gains(gain, shift, scratch, tx)
         wait_for_predecessor()
         if norm is not None and not whole:
             compute_statistics(x, b, row, scratch, tx)
@@ -233,25 +222,34 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
         if whole:
             normalize(values, lambda i: (i // codes * THREADS + tx) * codes + i % codes < features, scratch, tx)
         if norm is not None:
-            scale_and_shift(values, scratch, tx)
+            scale_and_shift(values, gain, shift, scratch, tx)
         store_activations(values, shared, scratch, tx)
-        if tx < near:
-            shared[tx] = tirx.const(0, layout.arithmetic)
+        for n in T.unroll(divide(ahead * rounds * zeros, THREADS)):
+            i: T.let = n * THREADS + tx
+            if i < ahead * rounds * zeros:
+                shared[i // zeros * step + step - zeros + i % zeros] = tirx.const(0, layout.arithmetic)
         wait_copies(0)
         T.tvm_storage_sync("shared")
+        # A lane has its vector's activations if they are its column's.
         begin[0] = T.Select(
-            mine, near + lane // 16 * (rest - near) + (share * 4 + lane % 4) * 4 * word_size, T.int32(sixteen)
+            lane // 4 % 4 == lane % 4,
+            lane // 16 * rest + (share * 4 + lane % 4) * 4 * word_size,
+            T.int32(step - zeros + sixteen),
         )
-        step[0] = T.Select(mine, T.int32(split * 16 * word_size), T.int32(0))
+        scales_at[0] = scales_begin + (tile(team, 0, 0, 0) + lane // 4) * scale_stride
         for s in T.serial(batches * rounds, annotations={"disable_unroll": True}):
             if s % rounds == 0:
                 for i in T.unroll(weights * together * 2):
                     totals[i] = T.float32(0)
+            last: T.let = s % rounds == rounds - 1
+            codes_at[0] = codes_at[0] + T.Select(
+                last, T.int32(tile_words - (rounds - 1) * round_words), T.int32(round_words)
+            )
             for i in T.unroll(ahead):
                 chunk: T.let = s % rounds * ahead + i
                 for r in T.unroll(half):
                     load_registers(
-                        T.address_of(right[r * 4]), T.address_of(shared[begin[0] + chunk * step[0] + r * sixteen])
+                        T.address_of(right[r * 4]), T.address_of(shared[begin[0] + chunk * step + r * sixteen])
                     )
                 # What a lane has of the sums: two vectors', of two outputs.
                 vector: T.let = (chunk * split + share) * 4 + lane % 2 * 2
@@ -268,8 +266,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                                 T.address_of(scales[0]),
                                 T.address_of(
                                     shared[
-                                        scales_begin
-                                        + (tile(team, s, w, g) + line * 8 + lane // 4) * scale_stride
+                                        scales_at[0]
+                                        + (w * count + g * TILE + line * 8) * scale_stride
                                         + scale_of(vector)
                                     ]
                                 ),
@@ -280,7 +278,8 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                                 )
                         load(s + 1, w, g, i)
                         keep_order()
-            if s % rounds == rounds - 1:
+            if last:
+                scales_at[0] = scales_at[0] + teams * together * TILE * scale_stride
                 for i in T.unroll(weights * together * 2):
                     totals[i] = lane_sum(4)(totals[i])
                 if lane % 4 == 0:
