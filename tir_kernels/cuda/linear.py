@@ -23,7 +23,7 @@ Expr = Any
 @functools.cache
 def linear(in_features: int, out_features: int, weights: WeightFormat, machine: CUDA) -> tirx.PrimFunc:
     """Kernel (x [n, K] of the weights' arithmetic dtype, weight [O, K]) → y [n, O] fp32."""
-    tile = choose_tile(in_features, weights.arithmetic, machine)
+    tile = choose_tile(in_features, weights, machine)
     product, width = multiply_weights(in_features, weights, tile), math.gcd(out_features, 2)
     read = matrix_reader(weights, in_features)
 
@@ -61,7 +61,7 @@ def linear_residual(
 ) -> tirx.PrimFunc:
     """Kernel (x [n, K] of the weights' arithmetic dtype, weight [O, K], scale [O] fp32 if scaled, residual [n, O] fp32)
     → residual + scale ⊙ product, [n, O] fp32."""
-    tile = choose_tile(in_features, weights.arithmetic, machine, wide=True)
+    tile = choose_tile(in_features, weights, machine, wide=True)
     product, width = multiply_weights(in_features, weights, tile), math.gcd(out_features, 2)
     read = matrix_reader(weights, in_features)
 
@@ -134,7 +134,7 @@ def value_projection(
     Values silu(W u + b) (2.4) of tokens that stay within a chunk, into the slot's rows of `values`, of `cache_dtype`.
     Codes of int8 have to wait for all of a head: then it is (u, weight, bias) → v [n, E] of the arithmetic dtype.
     """
-    tile = choose_tile(in_features, weights.arithmetic, machine)
+    tile = choose_tile(in_features, weights, machine)
     product, width = multiply_weights(in_features, weights, tile), math.gcd(value_dim, 2)
     read = matrix_reader(weights, in_features)
     dtype = weights.arithmetic if cache_dtype == "int8" else cache_dtype
@@ -220,7 +220,7 @@ def value_projection(
 def projections(dim: int, z_dim: int, value_dim: int, weights: WeightFormat, machine: CUDA) -> tirx.PrimFunc:
     """Kernel (mx [n, D], wz [Z, D], its bias [Z], wr [E, D], bias [E], wh1 [D, D], bias [D], x [n, D])
     → z = wz mx + b [n, Z] fp32, r = silu(wr mx + b) [n, E], h = x + wh1 mx + b [n, D] fp32 (2.4, 2.8)."""
-    tile = choose_tile(dim, weights.arithmetic, machine)
+    tile = choose_tile(dim, weights, machine)
     product, convert = multiply_weights(dim, weights, tile), narrow(weights.arithmetic)
     read = matrix_reader(weights, dim)
     first_r = divide(z_dim, tile.columns)
@@ -315,7 +315,7 @@ def projections(dim: int, z_dim: int, value_dim: int, weights: WeightFormat, mac
 @functools.cache
 def gate(dim: int, hidden: int, swiglu: bool, weights: WeightFormat, machine: CUDA) -> tirx.PrimFunc:
     """Kernel (u [n, D], fc1 [F, D], fc3 [F, D] if swiglu) → silu(fc1 u) ⊙ fc3 u [n, F] (2.8)."""
-    tile = choose_tile(dim, weights.arithmetic, machine, wide=True)
+    tile = choose_tile(dim, weights, machine, wide=True)
     count = 1 + swiglu
     product, convert = multiply_weights(dim, weights, tile, count), narrow(weights.arithmetic)
     read = matrix_reader(weights, dim)

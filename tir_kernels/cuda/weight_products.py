@@ -11,15 +11,17 @@ from gecko_mlc.tir_kernels.cuda.weight_tiles import CHUNKS, weight_tiles
 from gecko_mlc.tir_kernels.machine import CUDA
 from tvm.script import tirx as T
 
-from gecko_mlc.group_quantization import WeightFormat
+from gecko_mlc.group_quantization import Dense, WeightFormat
 
 
-def choose_tile(features: int, dtype: str, machine: CUDA, wide: bool = False) -> Tile:
+def choose_tile(features: int, weights: WeightFormat, machine: CUDA, wide: bool = False) -> Tile:
     """The largest tile that fits; `Tile.stages` is 1 for plain multiplications. Wide ones multiply faster, and end
-    slower: they pay where many inputs, or two weights, are summed for an output."""
-    if dtype == "float32" or features % 8:
+    slower: they pay where many inputs, or two weights, are summed for an output, and where weights are dequantized,
+    for each row of tiles again."""
+    if weights.arithmetic == "float32" or features % 8:
         return PLAIN
     if machine.shared_memory >= 192 * 1024:
+        wide = wide or not isinstance(weights, Dense)
         return Tile(128, 256, stages=4, pending=1) if wide else Tile(256, 128, stages=4, pending=1)
     if machine.shared_memory >= 144 * 1024:
         return Tile(256, 128, stages=3)
@@ -75,7 +77,7 @@ def _tensor_core_product(features: int, weights: WeightFormat, tile: Tile, count
 
         for i in T.unroll(sums_count):
             sums[i] = T.float32(0)
-        bring.fetch(held, source, 0)
+        bring.start(held, source)
         start(load, bring.steps)
         multiply(
             sums,

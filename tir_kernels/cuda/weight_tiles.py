@@ -22,21 +22,23 @@ from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
 Expr = Any
 
 CHUNKS = 8  # of 8 inputs, in a row of a tile
+# Vectors of a row that a thread holds: the memory takes longer than the steps of one.
+SETS = 2
 
 
 class WeightTiles(NamedTuple):
     """The `steps` of a product, and inlines that bring each one's tile of weights.
 
     first_input(step, chunk) is the first of the 8 inputs that lie in that chunk of a tile's rows. A thread holds
-    codes in `registers` uint32: `fetch(held, source, step)` begins to load those of a step, and
-    `load(tiles, place, held, source, step)` makes the step's tile at tiles[place], and fetches what the next one
-    needs. Steps are loaded in their order. `source` is a `Source`.
+    codes in `registers` uint32: `start(held, source)` begins to load the first, and
+    `load(tiles, place, held, source, step)` makes the step's tile at tiles[place], and begins to load what later ones
+    need. Steps are loaded in their order. `source` is a `Source`.
     """
 
     steps: int
     registers: int
     first_input: Callable[[Expr, Expr], Expr]
-    fetch: Any
+    start: Any
     load: Any
 
 
@@ -53,7 +55,7 @@ def _dense(features: int, tile: Tile, count: int) -> WeightTiles:
         return step * DEPTH + chunk * 8
 
     @T.inline
-    def fetch(held, source, step):
+    def start(held, source):
         T.evaluate(0)
 
     @T.inline
@@ -71,7 +73,7 @@ def _dense(features: int, tile: Tile, count: int) -> WeightTiles:
             )
 
     # A buffer cannot be empty.
-    return WeightTiles(divide(features, DEPTH), 1, first_input, fetch, load)
+    return WeightTiles(divide(features, DEPTH), 1, first_input, start, load)
 
 
 def _quantized(features: int, layout: GroupLayout, tile: Tile, count: int) -> WeightTiles:
@@ -83,6 +85,7 @@ def _quantized(features: int, layout: GroupLayout, tile: Tile, count: int) -> We
     vectors = CHUNKS // chunks
     rows_at_once = tile.threads // vectors
     loads = tile.columns // rows_at_once
+    size = 5 * loads  # of a set, with scales
     last = layout.quantization.groups(features) * layout.quantization.group_size // inputs - 1
     offset = layout.scale_offset(features)
     dequantize_chunk = dequantize(layout)
@@ -92,36 +95,41 @@ def _quantized(features: int, layout: GroupLayout, tile: Tile, count: int) -> We
         return vector * inputs + (step % phases * chunks + chunk % chunks) * 8
 
     @T.inline
-    def fetch(held, source, step):
+    def fetch(held, place, source, step):
         # Beyond the last are no inputs: what stands there is multiplied by zeros.
         vector: T.let = T.min(step // phases * vectors + source.tx % vectors, last)
         for i in T.unroll(loads):
             row: T.let = source.tx // vectors + i * rows_at_once
             o: T.let = T.min(source.first + row % rows_each, source.end - 1)
-            load_registers(T.address_of(held[i * 5]), source.matrix.address(row // rows_each, o, vector * 4))
-            held[i * 5 + 4] = load_scale(
+            load_registers(T.address_of(held[place + i * 5]), source.matrix.address(row // rows_each, o, vector * 4))
+            held[place + i * 5 + 4] = load_scale(
                 source.matrix.address(row // rows_each, o, offset), vector * inputs // layout.quantization.group_size
             )
 
     @T.inline
     def load(tiles, place, held, source, step):
         values = T.alloc_buffer((4,), "uint32", scope="local")
-        for phase in T.unroll(phases):
-            if step % phases == phase:
+        for phase in T.unroll(SETS * phases):
+            if step % (SETS * phases) == phase:
                 for i in T.unroll(loads):
                     for c in T.unroll(chunks):
                         row: T.let = source.tx // vectors + i * rows_at_once
                         dequantize_chunk(
                             T.address_of(values[0]),
-                            T.address_of(held[i * 5]),
-                            phase * chunks + c,
-                            held[i * 5 + 4],
+                            T.address_of(held[phase // phases * size + i * 5]),
+                            phase % phases * chunks + c,
+                            held[phase // phases * size + i * 5 + 4],
                         )
                         store_registers(
                             T.address_of(tiles[place + swizzled(row, source.tx % vectors * chunks + c)]),
                             T.address_of(values[0]),
                         )
-        if step % phases == phases - 1:
-            fetch(held, source, step + 1)
+                if phase % phases == phases - 1:
+                    fetch(held, phase // phases * size, source, step + 1 + (SETS - 1) * phases)
 
-    return WeightTiles(divide(features, vectors * inputs) * phases, 5 * loads, first_input, fetch, load)
+    @T.inline
+    def start(held, source):
+        for i in T.unroll(SETS):
+            fetch(held, i * size, source, i * phases)
+
+    return WeightTiles(divide(features, vectors * inputs) * phases, SETS * size, first_input, start, load)
