@@ -13,6 +13,7 @@ import numpy as np
 from gecko_mlc.runtime import tvm_runtime
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.memory import Memory
 from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 from gecko_mlc.runtime.sampling import Sampling
 
@@ -37,9 +38,9 @@ class Engine:
         self.num_outputs: int = self._spec("logits").shape[0]
         self._tvm = tvm_runtime.load()
         try:
-            self._state = {
-                spec.name: self._empty((self.slots, *spec.shape), spec.dtype) for spec in self.metadata.state
-            }
+            whole = [s.model_copy(update={"shape": (self.slots, *s.shape)}) for s in self.metadata.state]
+            memory = Memory(self.device, whole)
+            self._state = {spec.name: memory.empty(spec.shape, spec.dtype) for spec in whole}
         except Exception as error:
             raise GeckoError(
                 f"the state of {self.slots} slots takes {self.state_bytes():,} bytes,"

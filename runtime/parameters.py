@@ -20,6 +20,7 @@ import numpy as np
 from gecko_mlc.runtime import tvm_runtime
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import read_json
+from gecko_mlc.runtime.memory import Memory
 from pydantic import BaseModel, Field, ValidationError
 
 from gecko_mlc.abi import Parameter
@@ -177,7 +178,7 @@ def load_parameters(
                 f"{folder}: {spec.name} is {list(record.shape)} {record.dtype}, the library expects"
                 f" {list(spec.shape)} {spec.dtype}; was it compiled for another model or quantization?"
             )
-    tvm = tvm_runtime.load()
+    memory = Memory(device, expected)
     total = sum(found[name].nbytes for name in owners)
     done, tensors = 0, {}
     parts: dict[str, np.ndarray] = {}  # Of parameters whose other part has not come yet.
@@ -198,7 +199,7 @@ def load_parameters(
                     continue
                 q_weight, q_scale = (parts.pop(name) for name in names)
                 value = spec.layout.pack(q_weight, q_scale, spec.inputs)
-            tensors[spec.name] = tvm.runtime.empty(spec.shape, spec.dtype, device)
+            tensors[spec.name] = memory.empty(spec.shape, spec.dtype)
             copy_into(tensors[spec.name], value)
     return [tensors[spec.name] for spec in expected]
 
