@@ -12,6 +12,8 @@ from gecko_mlc.runtime import machine, metadata
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.library import Library
 
+from gecko_mlc.abi import ABI_VERSION
+
 
 @pytest.fixture
 def path(compiled: Callable[..., Path]) -> Path:
@@ -20,7 +22,7 @@ def path(compiled: Callable[..., Path]) -> Path:
 
 def test_another_abi(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "ABI_VERSION", 99)
-    with pytest.raises(GeckoError, match="ABI version 1, expected 99; compile it again"):
+    with pytest.raises(GeckoError, match=f"ABI version {ABI_VERSION}, expected 99; compile it again"):
         Library(path)
 
 

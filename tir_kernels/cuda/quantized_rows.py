@@ -40,23 +40,25 @@ Expr = Any
 
 # Outputs that are multiplied at a time, and the tiles of so many that a block has at most.
 TILE, TILES = 16, 2
-# Chunks, of a tile's four vectors in a row, that a thread holds: two 16-byte loads each.
+# Chunks, of a tile's four vectors in a row, that a thread holds, two 16-byte loads each: of one tile, or of each of
+# several, whose places take registers as well.
 CHUNKS = 4
 
 
 def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int, norm: Norm | None) -> Product:
     """`split` warps share the inputs of a tile of outputs; the activations are in shared memory, and the scales of all
-    outputs of the block. A thread is `CHUNKS` chunks of codes ahead."""
+    outputs of the block. A thread is some chunks of codes ahead."""
     group_vectors = layout.words_per_group // 4
     vectors, codes = layout.quantization.groups(features) * group_vectors, layout.codes_per_word
     split = min(WARPS, 1 << (divide(vectors, 4) - 1).bit_length())
     teams = WARPS // split
-    # Chunks that a warp holds of an output: all of a tile or of several tiles, or a part in each of `rounds`.
-    rounds = divide(divide(vectors, 4 * split) * weights, CHUNKS)
-    ahead = divide(vectors, 4 * split * rounds)
     # More tiles for a block would be fewer blocks, whose waits do not hide each other.
     tiles = min(max(1, TILES // teams), divide(divide(outputs, TILE * weights * teams), BLOCKS))
-    together = max(1, min(tiles, CHUNKS // (ahead * weights)))
+    chunks = CHUNKS // tiles
+    # Chunks that a warp holds of an output: all of a tile or of several tiles, or a part in each of `rounds`.
+    rounds = divide(divide(vectors, 4 * split) * weights, chunks)
+    ahead = divide(vectors, 4 * split * rounds)
+    together = max(1, min(tiles, chunks // (ahead * weights)))
     batches = tiles // together
     count = batches * teams * together * TILE
     padded = ahead * rounds * split * 4
