@@ -27,7 +27,7 @@ ConfigArgument = Annotated[
 ]
 QuantizationOption = Annotated[
     str | None,
-    typer.Option("--quantization", help="q0f32, q0f16 or q0bf16; by default the model folder's, or q0f32."),
+    typer.Option("--quantization", help="Like q4f16_1; by default the model folder's, or q0f32."),
 ]
 ArchOption = Annotated[
     str | None,
