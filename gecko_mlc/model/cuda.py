@@ -76,7 +76,7 @@ class CUDALaunches:
             [fresh(call.n if decoding else 1, c.model_dim)],
         )
         rows = self.build.slots if decoding else 1
-        kernel = decode_linear.head(c.model_dim, c.num_outputs, self.build.slots, head.format, rows)
+        kernel = decode_linear.head(c.model_dim, c.num_outputs, self.build.slots, head.format, rows, self.machine)
         call.state.update(kernel, "head", [y, head.weight, call.slots, "logits"], ["logits"])
 
     def logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix, into: Tensor | None = None) -> Tensor:
@@ -187,6 +187,7 @@ class CUDALaunches:
                 c.norm_affine,
                 self.build.weight_format,
                 total,
+                self.machine,
             ),
             "projections",
             [
@@ -225,7 +226,8 @@ class CUDALaunches:
             ],
             fresh(b, c.value_dim),
         )
-        kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, self.build.weight_format, False, total)
+        weights = self.build.weight_format
+        kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, weights, False, total, self.machine)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(b, c.model_dim))
 
     def _ffn_step(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
@@ -241,13 +243,15 @@ class CUDALaunches:
                 c.swiglu,
                 self.build.weight_format,
                 rows,
+                self.machine,
             ),
             "gate",
             [y, *_present(ffn.norm.weight, ffn.norm.bias), *_matrices(ffn)],
             fresh(b, c.ffn_hidden_dim),
         )
         scaled = ffn.alpha is not None
-        kernel = decode_linear.linear_residual(c.ffn_hidden_dim, c.model_dim, self.build.weight_format, scaled, rows)
+        weights = self.build.weight_format
+        kernel = decode_linear.linear_residual(c.ffn_hidden_dim, c.model_dim, weights, scaled, rows, self.machine)
         residual = x if c.two_hop_residual else y
         arguments = [hidden, ffn.fc2.weight, *_present(ffn.alpha), residual]
         return launch(kernel, "linear_residual", arguments, fresh(b, c.model_dim))

@@ -20,6 +20,7 @@ from gecko_mlc.compile.library import Compiled, compile_library
 from gecko_mlc.compile.target import compile_target
 from gecko_mlc.runtime import gpu
 from gecko_mlc.tir_kernels.cuda import decode_linear
+from gecko_mlc.tir_kernels.machine import CUDA
 
 from gecko_mlc.cli.info import library_rows
 from gecko_mlc.config import preset
@@ -155,7 +156,8 @@ def test_the_command_line_makes_the_same_bytes(made: Made, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def source() -> str:
     """CUDA source as TVM generates it."""
-    kernel = decode_linear.linear_residual(64, 24, Dense("bfloat16"), False, 1).with_attr("global_symbol", "kernel")
+    kernel = decode_linear.linear_residual(64, 24, Dense("bfloat16"), False, 1, CUDA((80,)))
+    kernel = kernel.with_attr("global_symbol", "kernel")
     with compiling(find_compiler(), TARGET, lambda: None) as done, TARGET.tvm_target:
         tvm.compile(tvm.IRModule({"kernel": kernel}), TARGET.tvm_target, tir_pipeline=cuda_pipeline.PIPELINE)
     return done[0].source

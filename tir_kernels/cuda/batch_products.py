@@ -31,7 +31,9 @@ Expr = Any
 OUTPUTS = 32
 
 
-def tensor_core_product(features: int, weights: WeightFormat, rows: int, count: int, norm: Norm | None) -> Product:
+def tensor_core_product(
+    features: int, extents: tuple[int, ...], weights: WeightFormat, rows: int, count: int, norm: Norm | None
+) -> Product:
     """Up to `rows` rows with one or two weights of 16 bits or of codes. A slice of the activations is in shared memory
     at a time; a thread is `ahead` slices of weights ahead."""
     dense = isinstance(weights, Dense)
@@ -102,7 +104,7 @@ def tensor_core_product(features: int, weights: WeightFormat, rows: int, count: 
                 store_unit(shared, place // (depth // unit), place % (depth // unit), values, n)
 
     @T.inline
-    def compute(weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish):
+    def compute(weight, second, x, b, row, gain, shift, block, matrix, shared, scratch, tx, addend, finish):
         held = T.alloc_buffer((ahead * lines * steps * 4,), "uint32", scope="local")
         scale = T.alloc_buffer((ahead * lines * steps,), "uint32", scope="local")
         numbers = T.alloc_buffer((8,), "uint32", scope="local")
@@ -113,6 +115,7 @@ def tensor_core_product(features: int, weights: WeightFormat, rows: int, count: 
         result = T.alloc_buffer((count,), scope="local")
         lane: T.let = tx % 32
         warp: T.let = tx // 32
+        first: T.let = block * outputs
 
         @T.inline
         def load_line(source, o, vector, at):
@@ -130,7 +133,7 @@ def tensor_core_product(features: int, weights: WeightFormat, rows: int, count: 
         def load(s, a, j):
             vector: T.let = (s * WARPS + warp) * steps * 4 + j * 4 + lane % 4
             for line in T.unroll(lines // count):
-                o: T.let = T.min(first + line * 8 + lane // 4, end - 1)
+                o: T.let = T.min(first + line * 8 + lane // 4, extents[matrix] - 1)
                 load_line(weight, o, vector, (a * lines + line) * steps + j)
                 if count == 2:
                     load_line(second, o, vector, (a * lines + lines // 2 + line) * steps + j)
@@ -200,12 +203,13 @@ def tensor_core_product(features: int, weights: WeightFormat, rows: int, count: 
                         sums[(m * tiles + n) * 4 + v]
                     )
             T.tvm_storage_sync("shared")
-            if i < 8 and row + n * 8 + i < b and first + o < end:
+            if i < 8 and row + n * 8 + i < b and first + o < extents[matrix]:
                 for w in T.unroll(count):
                     result[w] = T.float32(0)
                     for k in T.unroll(WARPS):
                         result[w] = result[w] + scratch[moments + (k * OUTPUTS + w * outputs + o) * 9 + i]
-                finish(row + n * 8 + i, first + o, result[0], result[count - 1])
+                finish(row + n * 8 + i, first + o, result[0], result[count - 1], addend(row + n * 8 + i, first + o))
 
     scratch = moments + WARPS * OUTPUTS * 9
-    return Product(outputs, rows, shared_values(tiles * 8 * stride, 2, scratch), scratch, compute)
+    blocks = [divide(extent, outputs) for extent in extents]
+    return Product(blocks, rows, shared_values(tiles * 8 * stride, 2, scratch), scratch, compute)

@@ -1,21 +1,17 @@
-"""Codes for products with few rows of activations on the tensor cores, for CUDA: in pairs as they lie in their words,
-one in each half, which the activations are brought in the order of.
-
-A pair of codes is a pair of fp16 as it is: below 2^11 the bits of a fp16 count in steps of 2^-24. Of one row the sums
-are scaled, and a mask is all that a code needs; codes that lie p bits higher weigh 2^p times as much, and are summed
-apart. Of several rows it would be more sums than weights: the weights are scaled.
+"""Codes for products with several rows of activations on the tensor cores, for CUDA: in pairs as they lie in their
+words, one in each half, which the activations are brought in the order of. The weights are scaled: there are fewer than
+sums.
 """
 
 import functools
 from typing import NamedTuple
 
 from gecko_mlc.tir_kernels.cuda.dequantize import half_pair
-from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, multiply_accumulate
+from gecko_mlc.tir_kernels.cuda.intrinsics import device_function
 
 from gecko_mlc.group_quantization import GroupLayout
 
-# Steps of the smallest fp16 in 1, and the bits of a fp16's mantissa.
-STEPS, _MANTISSA_BITS = 2.0**24, 10
+_MANTISSA_BITS = 10
 
 
 class _Pair(NamedTuple):
@@ -35,76 +31,6 @@ def _pairs(layout: GroupLayout) -> list[_Pair]:
             shift = bit
         pairs.append(_Pair(index, shift, bit - shift))
     return sorted(pairs, key=lambda pair: (pair.position, pair.shift))
-
-
-@functools.cache
-def split_activations(layout: GroupLayout) -> device_function:
-    """(shared destination, another, values fp32): the activations of a word's codes as fp16 in the order of its pairs,
-    and what that leaves of them, likewise."""
-    half = layout.codes_per_word // 2
-    kind, size = {2: ("uint2", 2), 4: ("uint4", 4)}.get(half, ("unsigned", 1))
-    name = f"gecko_split_activations_{layout.code_bits}"
-    indices = ", ".join(f"{pair.index}, {pair.index + half}" for pair in _pairs(layout))
-    return device_function(
-        name,
-        f"""
-__device__ __forceinline__ void {name}(void* near, void* rest, const float* values) {{
-  const int indices[{2 * half}] = {{{indices}}};
-  half high[{2 * half}], low[{2 * half}];
-#pragma unroll
-  for (int i = 0; i < {2 * half}; ++i) {{
-    float value = fminf(fmaxf(values[indices[i]], -65504.0f), 65504.0f);
-    high[i] = __float2half_rn(value);
-    low[i] = __float2half_rn(value - __half2float(high[i]));
-  }}
-#pragma unroll
-  for (int i = 0; i < {half}; i += {size}) {{
-    {kind} words[2];
-    memcpy(&words[0], high + 2 * i, {4 * size});
-    memcpy(&words[1], low + 2 * i, {4 * size});
-    static_cast<{kind}*>(near)[i / {size}] = words[0];
-    static_cast<{kind}*>(rest)[i / {size}] = words[1];
-  }}
-}}
-""",
-    )
-
-
-@functools.cache
-def multiply_codes(layout: GroupLayout) -> device_function:
-    """(sums[4] fp32, codes[8] uint32, activations uint32): sums [16, 8] += 2^-24 · codes · activations.
-
-    In the fragments of `mma.m16n8k16`: a lane's codes are 16 bytes of a row and of the eighth after it, the activations
-    those of its column, as `split_activations` writes them.
-    """
-    pairs, mask = _pairs(layout), (2**layout.code_bits - 1) * 0x10001
-    positions = sorted({pair.position for pair in pairs})
-    lines = []
-    for position in positions:
-        into = "sums" if position == 0 else f"apart{position}"
-        if position:
-            lines.append(f"float {into}[4] = {{0.0f, 0.0f, 0.0f, 0.0f}};")
-        alike = [
-            (word, rank, pair) for word in range(4) for rank, pair in enumerate(pairs) if pair.position == position
-        ]
-        for two in zip(alike[::2], alike[1::2], strict=True):
-            for i, (word, rank, pair) in enumerate(two):
-                for row in range(2):
-                    lines.append(
-                        f"left[{2 * i + row}] = codes[{4 * row + word}] >> {pair.shift} & {mask << position:#x}u;"
-                    )
-                lines.append(f"right[{i}] = activations[{word * len(pairs) + rank}];")
-            lines.append(f"gecko_mma_f16({into}, left, right);")
-    lines += [f"sums[{i}] += apart{position}[{i}] * {2.0**-position}f;" for position in positions[1:] for i in range(4)]
-    name = f"gecko_multiply_codes_{layout.code_bits}"
-    body = "\n  ".join(lines)
-    source = f"""
-__device__ __forceinline__ void {name}(float* sums, const unsigned* codes, const unsigned* activations) {{
-  unsigned left[4], right[2];
-  {body}
-}}
-"""
-    return device_function(name, source, uses=(multiply_accumulate("float16"),))
 
 
 @functools.cache
@@ -177,20 +103,4 @@ __device__ __forceinline__ void {name}(unsigned* weights, const unsigned* codes,
 }}
 """,
         uses=(half_pair, _mask_into),
-    )
-
-
-def load_scales(dtype: str, count: int) -> device_function:
-    """(scales[2] fp32, shared source): two numbers of `dtype`, or one for both."""
-    kind = {"float16": "half", "float32": "float"}[dtype]
-    name = f"gecko_load_scales_{kind}_{count}"
-    vector, first, second = (f"{kind}2", "value.x", "value.y") if count == 2 else (kind, "value", "value")
-    return device_function(
-        name,
-        f"""
-__device__ __forceinline__ void {name}(float* scales, const void* source) {{
-  {vector} value = *static_cast<const {vector}*>(source);
-  scales[0] = static_cast<float>({first}), scales[1] = static_cast<float>({second});
-}}
-""",
     )

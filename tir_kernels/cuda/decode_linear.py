@@ -2,13 +2,14 @@
 the matrices; they lie in memory in the format `weights`."""
 
 import functools
+import itertools
 from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.activation import silu
 from gecko_mlc.tir_kernels.cuda.intrinsics import RESIDENT_BLOCKS, launch_dependents
-from gecko_mlc.tir_kernels.cuda.row_inputs import THREADS, Norm
+from gecko_mlc.tir_kernels.cuda.row_inputs import RESIDENT, THREADS, Norm
 from gecko_mlc.tir_kernels.cuda.row_products import row_product
-from gecko_mlc.tir_kernels.machine import divide
+from gecko_mlc.tir_kernels.machine import CUDA
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -16,15 +17,16 @@ from gecko_mlc.group_quantization import WeightFormat
 
 Expr = Any
 
-# Blocks of a multiprocessor at a time.
-RESIDENT = 2
-
 
 def _one(_: Expr) -> Expr:
     return tirx.const(1.0, "float32")
 
 
 def _zero(_: Expr) -> Expr:
+    return tirx.const(0.0, "float32")
+
+
+def _nothing(_i: Expr, _o: Expr) -> Expr:
     return tirx.const(0.0, "float32")
 
 
@@ -38,6 +40,7 @@ def projections(
     affine: bool,
     weights: WeightFormat,
     rows: int,
+    machine: CUDA,
 ) -> tirx.PrimFunc:
     """Kernel (u [b, D], c [b, D], norm weight [D] if affine, wv [E, D], bias [E], wz [Z, D], bias [Z], wr [E, D],
     bias [E], wh1 [D, D], bias [D], x [b, D]) → v [b, E], z [b, Z], r [b, E], h [b, D].
@@ -45,57 +48,55 @@ def projections(
     With mx the group RMS norm of c (2.4), v = silu(wv u + b), z = wz mx + b, r = silu(wr mx + b),
     h = x + wh1 mx + b (2.8). All but the weights is fp32.
     """
-    total = 2 * value_dim + z_dim + dim
-    plain = row_product(dim, total, weights, rows)
-    normed = row_product(dim, total, weights, rows, norm=Norm(norm_groups, eps, False))
+    extents = value_dim, z_dim, value_dim, dim
+    plain = row_product(dim, extents, weights, rows, machine)
+    normed = row_product(dim, extents, weights, rows, machine, norm=Norm(norm_groups, eps, False))
     # The first block of each weight, and the end.
-    ends = [0]
-    for extent in (value_dim, z_dim, value_dim, dim):
-        ends.append(ends[-1] + divide(extent, plain.outputs))
+    ends = [0, *itertools.accumulate(plain.blocks)]
 
     @T.inline
     def compute(u, c, gain, wv, wv_bias, wz, wz_bias, wr, wr_bias, wh1, wh1_bias, x, v, z, r, h, b):
         bx = T.launch_thread("blockIdx.x", ends[4])
         by = T.launch_thread("blockIdx.y", (b + plain.rows - 1) // plain.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        shared = T.alloc_buffer((plain.shared,), weights.arithmetic, scope="shared.dyn")
+        shared = T.alloc_buffer((max(plain.shared, normed.shared),), weights.arithmetic, scope="shared.dyn")
         scratch = T.alloc_buffer((normed.scratch,), scope="shared")
 
         @T.inline
-        def store_v(i, o, value, second):
-            v[i, o] = silu(value + wv_bias[o])
+        def store_v(i, o, value, second, bias):
+            v[i, o] = silu(value + bias)
 
         @T.inline
-        def store_z(i, o, value, second):
-            z[i, o] = value + wz_bias[o]
+        def store_z(i, o, value, second, bias):
+            z[i, o] = value + bias
 
         @T.inline
-        def store_r(i, o, value, second):
-            r[i, o] = silu(value + wr_bias[o])
+        def store_r(i, o, value, second, bias):
+            r[i, o] = silu(value + bias)
 
         @T.inline
-        def store_h(i, o, value, second):
-            h[i, o] = x[i, o] + (value + wh1_bias[o])
+        def store_h(i, o, value, second, residual):
+            h[i, o] = value + residual
 
         @T.inline
-        def multiply(product, incoming, weight, start, end, store):
+        def multiply(product, incoming, weight, matrix, addend, store):
             product.compute(
                 weight, weight, incoming, b, by * plain.rows, gain, _zero,
-                (bx - start) * plain.outputs, end, shared, scratch, tx, store,
+                bx - ends[matrix], matrix, shared, scratch, tx, addend, store,
             )  # fmt: skip
 
         T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
         if bx < ends[1]:
-            multiply(plain, u, wv, 0, value_dim, store_v)
+            multiply(plain, u, wv, 0, lambda i, o: wv_bias[o], store_v)
         else:
             if bx < ends[2]:
-                multiply(normed, c, wz, ends[1], z_dim, store_z)
+                multiply(normed, c, wz, 1, lambda i, o: wz_bias[o], store_z)
             else:
                 if bx < ends[3]:
-                    multiply(normed, c, wr, ends[2], value_dim, store_r)
+                    multiply(normed, c, wr, 2, lambda i, o: wr_bias[o], store_r)
                 else:
-                    multiply(normed, c, wh1, ends[3], dim, store_h)
+                    multiply(normed, c, wh1, 3, lambda i, o: x[i, o] + wh1_bias[o], store_h)
 
     # Parsing happens at definition: only the signature asked for is defined.
     if affine:
@@ -172,29 +173,29 @@ def projections(
 
 @functools.cache
 def linear_residual(
-    in_features: int, out_features: int, weights: WeightFormat, scaled: bool, rows: int
+    in_features: int, out_features: int, weights: WeightFormat, scaled: bool, rows: int, machine: CUDA
 ) -> tirx.PrimFunc:
     """Kernel (y [b, K], weight [O, K], alpha [O] if scaled, residual [b, O]) → residual + alpha ⊙ product, [b, O]; all
     but the weight fp32."""
-    product = row_product(in_features, out_features, weights, rows)
+    product = row_product(in_features, (out_features,), weights, rows, machine)
 
     @T.inline
     def compute(x, weight, scale, residual, y, b):
-        bx = T.launch_thread("blockIdx.x", divide(out_features, product.outputs))
+        bx = T.launch_thread("blockIdx.x", product.blocks[0])
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
         shared = T.alloc_buffer((product.shared,), weights.arithmetic, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
-        def store(i, o, value, second):
-            y[i, o] = residual[i, o] + scale(o) * value
+        def store(i, o, value, second, addend):
+            y[i, o] = addend + scale(o) * value
 
         T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
         product.compute(
             weight, weight, x, b, by * product.rows, _one, _zero,
-            bx * product.outputs, out_features, shared, scratch, tx, store,
+            bx, 0, shared, scratch, tx, lambda i, o: residual[i, o], store,
         )  # fmt: skip
 
     # Parsing happens at definition: only the signature asked for is defined.
@@ -236,24 +237,32 @@ def linear_residual(
 
 @functools.cache
 def gate(
-    dim: int, hidden: int, norm_groups: int, eps: float, affine: bool, swiglu: bool, weights: WeightFormat, rows: int
+    dim: int,
+    hidden: int,
+    norm_groups: int,
+    eps: float,
+    affine: bool,
+    swiglu: bool,
+    weights: WeightFormat,
+    rows: int,
+    machine: CUDA,
 ) -> tirx.PrimFunc:
     """Kernel (y [b, D], norm weight [D] and bias [D] if affine, fc1 [F, D], fc3 [F, D] if swiglu) → [b, F].
 
     With n the group layer norm of y, silu(fc1 n) ⊙ fc3 n, or silu(fc1 n) (2.8); all but the weights is fp32.
     """
-    product = row_product(dim, (1 + swiglu) * hidden, weights, rows, 1 + swiglu, Norm(norm_groups, eps, True))
+    product = row_product(dim, (hidden,), weights, rows, machine, 1 + swiglu, Norm(norm_groups, eps, True))
 
     @T.inline
     def compute(x, gain, shift, fc1, fc3, y, b):
-        bx = T.launch_thread("blockIdx.x", divide(hidden, product.outputs))
+        bx = T.launch_thread("blockIdx.x", product.blocks[0])
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
         shared = T.alloc_buffer((product.shared,), weights.arithmetic, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
-        def store(i, o, value, second):
+        def store(i, o, value, second, addend):
             if swiglu:
                 y[i, o] = silu(value) * second
             else:
@@ -263,7 +272,7 @@ def gate(
         launch_dependents()
         product.compute(
             fc1, fc3, x, b, by * product.rows, gain, shift,
-            bx * product.outputs, hidden, shared, scratch, tx, store,
+            bx, 0, shared, scratch, tx, _nothing, store,
         )  # fmt: skip
 
     # Parsing happens at definition: only the signature asked for is defined.
@@ -329,9 +338,9 @@ def gate(
 
 
 @functools.cache
-def head(dim: int, outputs: int, slots: int, weights: WeightFormat, rows: int) -> tirx.PrimFunc:
+def head(dim: int, outputs: int, slots: int, weights: WeightFormat, rows: int, machine: CUDA) -> tirx.PrimFunc:
     """Kernel (x [b, D], weight [O, D], slots [b], logits [S, O]): the product, into the slots' logits."""
-    product = row_product(dim, outputs, weights, rows)
+    product = row_product(dim, (outputs,), weights, rows, machine)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(
@@ -344,21 +353,21 @@ def head(dim: int, outputs: int, slots: int, weights: WeightFormat, rows: int) -
         b = T.int32()
         x = T.match_buffer(x_handle, (b, dim), "float32")
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-        bx = T.launch_thread("blockIdx.x", divide(outputs, product.outputs))
+        bx = T.launch_thread("blockIdx.x", product.blocks[0])
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
         shared = T.alloc_buffer((product.shared,), weights.arithmetic, scope="shared.dyn")
         scratch = T.alloc_buffer((product.scratch,), scope="shared")
 
         @T.inline
-        def store(i, o, value, second):
+        def store(i, o, value, second, addend):
             logits[slot_ids[i], o] = value
 
         T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
         product.compute(
             weight, weight, x, b, by * product.rows, _one, _zero,
-            bx * product.outputs, outputs, shared, scratch, tx, store,
+            bx, 0, shared, scratch, tx, _nothing, store,
         )  # fmt: skip
 
     return kernel

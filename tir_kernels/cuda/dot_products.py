@@ -24,7 +24,7 @@ Expr = Any
 LOADS, OUTPUTS = 16, 16
 
 
-def dot_product(features: int, outputs: int, dtype: str, weights: int, norm: Norm | None) -> Product:
+def dot_product(features: int, extents: tuple[int, ...], dtype: str, weights: int, norm: Norm | None) -> Product:
     """One row, in fp32. `split` warps share an output; each lane keeps its inputs in registers for all outputs of the
     block, and is `LOADS` vectors of weights ahead."""
     size = 4 if dtype == "float32" else 2
@@ -34,7 +34,7 @@ def dot_product(features: int, outputs: int, dtype: str, weights: int, norm: Nor
     chunks = divide(vectors, 32 * split)
     teams = WARPS // split
     # Outputs of a team at a time; a small matrix gives every warp of the GPU something to do.
-    together = max(1, min(LOADS // (chunks * weights), outputs // (BLOCKS * teams)))
+    together = max(1, min(LOADS // (chunks * weights), sum(extents) * weights // (BLOCKS * teams)))
     batches = max(1, OUTPUTS // (teams * together))
     count = batches * teams * together
     exact = vectors == chunks * 32 * split
@@ -67,7 +67,7 @@ def dot_product(features: int, outputs: int, dtype: str, weights: int, norm: Nor
                 wide[v] = held[at + v]
 
     @T.inline
-    def compute(weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish):
+    def compute(weight, second, x, b, row, gain, shift, block, matrix, shared, scratch, tx, addend, finish):
         held = T.alloc_buffer(
             (weights * together * chunks * registers,), "uint32" if streamed else "float32", scope="local"
         )
@@ -77,6 +77,8 @@ def dot_product(features: int, outputs: int, dtype: str, weights: int, norm: Nor
         result = T.alloc_buffer((weights,), scope="local")
         share: T.let = tx // 32 % split
         team: T.let = tx // 32 // split
+        first: T.let = block * count
+        end: T.let = extents[matrix]
 
         @T.inline
         def load_vector(source, o, c, wanted, at):
@@ -161,6 +163,6 @@ def dot_product(features: int, outputs: int, dtype: str, weights: int, norm: Nor
                 result[w] = T.float32(0)
                 for i in T.unroll(split):
                     result[w] = result[w] + scratch[partial + (w * count + tx) * split + i]
-            finish(row, first + tx, result[0], result[weights - 1])
+            finish(row, first + tx, result[0], result[weights - 1], addend(row, first + tx))
 
-    return Product(count, 1, 1, partial + weights * count * split, compute)
+    return Product([divide(extent, count) for extent in extents], 1, 1, partial + weights * count * split, compute)

@@ -165,6 +165,17 @@ __device__ __forceinline__ void gecko_load_registers(void* registers, const void
 """,
 )
 
+# (registers, source): 8 bytes.
+load_registers_8 = device_function(
+    "gecko_load_registers_8",
+    """
+__device__ __forceinline__ void gecko_load_registers_8(void* registers, const void* source) {
+  uint2 value = *static_cast<const uint2*>(source);
+  memcpy(registers, &value, 8);
+}
+""",
+)
+
 # (destination, registers): 16 bytes.
 store_registers = device_function(
     "gecko_store_registers",
@@ -209,31 +220,32 @@ __device__ __forceinline__ void {name}(float* values, const unsigned* registers)
     return device_function(name, source)
 
 
-def _lanes(operation: str, combined: str, lanes: int, stride: int) -> device_function:
-    name = f"gecko_lane_{operation}_{lanes}_{stride}"
+def _lanes(operation: str, combined: str, lanes: int, stride: int, dtype: str) -> device_function:
+    name = f"gecko_lane_{operation}_{lanes}_{stride}" + f"_{dtype}" * (dtype != "float32")
+    kind = {"float32": "float", "int32": "int"}[dtype]
     source = f"""
-__device__ __forceinline__ float {name}(float value) {{
+__device__ __forceinline__ {kind} {name}({kind} value) {{
 #pragma unroll
   for (int lane = {lanes // 2}; lane > 0; lane /= 2) {{
-    float other = __shfl_xor_sync(0xffffffffu, value, lane * {stride});
+    {kind} other = __shfl_xor_sync(0xffffffffu, value, lane * {stride});
     value = {combined};
   }}
   return value;
 }}
 """
-    return device_function(name, source, "float32")
+    return device_function(name, source, dtype)
 
 
 @functools.cache
-def lane_sum(lanes: int, stride: int = 1) -> device_function:
+def lane_sum(lanes: int, stride: int = 1, dtype: str = "float32") -> device_function:
     """(value): its sum over `lanes` lanes that are `stride` apart, both powers of two, in each of them."""
-    return _lanes("sum", "value + other", lanes, stride)
+    return _lanes("sum", "value + other", lanes, stride, dtype)
 
 
 @functools.cache
 def lane_maximum(lanes: int, stride: int = 1) -> device_function:
     """(value): its maximum over `lanes` lanes that are `stride` apart, both powers of two, in each of them."""
-    return _lanes("maximum", "fmaxf(value, other)", lanes, stride)
+    return _lanes("maximum", "fmaxf(value, other)", lanes, stride, "float32")
 
 
 warp_sum, warp_maximum = lane_sum(32), lane_maximum(32)

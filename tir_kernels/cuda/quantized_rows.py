@@ -1,20 +1,36 @@
 """Products of one row with quantized weights on the tensor cores, for CUDA.
 
+A warp copies what it multiplies into a ring in shared memory, and waits for no other. A multiprocessor has two blocks,
+no more: the next kernel's begin where one of these ends, and each has as many.
+
 `mma` has place for 8 rows of activations. Each of the four 16-byte vectors of codes that it multiplies, a group's or
-half of one's, gets a column of its own, in which the activations of the others are zero: so the scale is left for the
-vector's sum. The other four columns hold what fp16 leaves of the activations, and the product is one in fp32.
+half of one's, gets a column of its own, in which the activations of the others are zero: so the scales are left for the
+vector's sum. The other four columns hold the lower bytes of the activations.
 """
 
 import math
 from typing import Any
 
 import numpy as np
-from gecko_mlc.tir_kernels.cuda.code_products import STEPS, load_scales, multiply_codes, split_activations
+from gecko_mlc.tir_kernels.cuda.code_bytes import (
+    INTEGERS,
+    INTEGERS_BITS,
+    LARGEST,
+    UPPER,
+    load_scales,
+    multiply_codes,
+    piece_bytes,
+    portion,
+    store_activations_as_bytes,
+)
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
-    copy_16,
+    copy_8_if,
+    copy_16_if,
+    lane_maximum,
     lane_sum,
     load_registers,
+    load_registers_8,
     wait_copies,
     wait_for_predecessor,
 )
@@ -25,12 +41,11 @@ from gecko_mlc.tir_kernels.cuda.row_inputs import (
     Norm,
     Product,
     keep_order,
-    load_stream,
     normalize_whole,
     shared_values,
     statistics,
 )
-from gecko_mlc.tir_kernels.machine import divide
+from gecko_mlc.tir_kernels.machine import CUDA, divide
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -38,91 +53,99 @@ from gecko_mlc.group_quantization import GroupLayout
 
 Expr = Any
 
-# Outputs that are multiplied at a time, and the tiles of so many that a block has at most.
-TILE, TILES = 16, 2
-# Chunks, of a tile's four vectors in a row, that a thread holds, two 16-byte loads each: of one tile, or of each of
-# several, whose places take registers as well.
-CHUNKS = 4
+# Rows of weights that are multiplied at a time, and the vectors of each in a unit of copies.
+TILE, UNIT = 16, 8
+# Tiles of a block at most, for room for their sums.
+TILES = 32
+# Units of a warp that are on their way, where there is room for them. At first they are half of all at most, or waiting
+# for the predecessor would be behind them.
+DEPTH = 4
 
 
-def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int, norm: Norm | None) -> Product:
-    """`split` warps share the inputs of a tile of outputs; the activations are in shared memory, and the scales of all
-    outputs of the block. A thread is some chunks of codes ahead."""
+def quantized_row(
+    features: int, extents: tuple[int, ...], layout: GroupLayout, weights: int, norm: Norm | None, machine: CUDA
+) -> Product:
+    """`split` warps share the inputs of a tile: 16 rows of a weight, or 8 of each of two. The activations are in shared
+    memory, and the units of codes and scales that are on their way."""
     group_vectors = layout.words_per_group // 4
-    vectors, codes = layout.quantization.groups(features) * group_vectors, layout.codes_per_word
-    split = min(WARPS, 1 << (divide(vectors, 4) - 1).bit_length())
-    teams = WARPS // split
-    # More tiles for a block would be fewer blocks, whose waits do not hide each other.
-    tiles = min(max(1, TILES // teams), divide(divide(outputs, TILE * weights * teams), BLOCKS))
-    chunks = CHUNKS // tiles
-    # Chunks that a warp holds of an output: all of a tile or of several tiles, or a part in each of `rounds`.
-    rounds = divide(divide(vectors, 4 * split) * weights, chunks)
-    ahead = divide(vectors, 4 * split * rounds)
-    together = max(1, min(tiles, chunks // (ahead * weights)))
-    batches = tiles // together
-    count = batches * teams * together * TILE
-    padded = ahead * rounds * split * 4
-    exact = vectors == padded
-    # Activations of a thread: whole words, a vector's by four threads.
-    words = divide(padded * 4, THREADS)
-    part = math.gcd(features, codes, 4)
+    vectors, codes = layout.quantization.groups(features) * group_vectors, 4 * layout.codes_per_word
+    units, tile_outputs = divide(vectors, UNIT), TILE // weights
+    split = min(WARPS, 1 << (units - 1).bit_length())
+    teams, rounds = WARPS // split, divide(units, split)
+    tiles = [divide(extent, tile_outputs) for extent in extents]
+    blocks = share_blocks([divide(extent, teams) for extent in tiles])
+    count = max(divide(extent, number) for extent, number in zip(tiles, blocks, strict=True)) * tile_outputs
+    unit_chunks = UNIT // 4
+    chunks = rounds * split * unit_chunks
+    # Portions of codes whose activations a thread brings to shared memory.
+    per_vector = 4 // portion(layout).words
+    size = codes // per_vector
+    portions = divide(chunks * 4 * per_vector, THREADS)
+    part = math.gcd(features, size, 4)
     whole = norm is not None and norm.groups == 1
     compute_statistics = statistics(features, 1, norm) if norm is not None else None
-    normalize = normalize_whole(features, norm, words * codes, WARPS) if norm is not None else None
+    normalize = normalize_whole(features, norm, portions * size, WARPS) if norm is not None else None
+    store_portion, multiply = store_activations_as_bytes(layout), multiply_codes(layout)
+    load_piece = load_registers if piece_bytes(layout) == 16 else load_registers_8
 
-    half = codes // 2
-    split_word, multiply = split_activations(layout), multiply_codes(layout)
-
-    # In shared memory, of the scales' dtype: the activations, after each chunk's zeros that stand for those of other
-    # vectors, then what fp16 left of them, likewise, and the scales. An odd multiple of 16 bytes between outputs avoids
-    # bank conflicts.
-    size = np.dtype(layout.quantization.scale_dtype).itemsize
-    sixteen, word_size = 16 // size, codes * 2 // size
-    chunk_words, zeros = split * 16, 8 * sixteen
-    step = chunk_words * word_size + zeros
-    rest = ahead * rounds * step
-    scales_begin = 2 * rest
-    offset = layout.scale_offset(features)
-    row_words = layout.shape(1, features)[1]
-    scale_vectors = (row_words - offset) // 4
-    scale_stride = (scale_vectors | 1) * sixteen
+    # In shared memory, in values of the scales' dtype: the activations, pieces of a chunk's vectors next to each other,
+    # as many zeros as a unit's have, then the ring, for each warp units of codes, each with its scales after it.
+    scale_size = np.dtype(layout.quantization.scale_dtype).itemsize
+    sixteen, piece = 16 // scale_size, piece_bytes(layout) // scale_size
+    pieces = codes // piece_bytes(layout)
+    zeros = chunks * pieces * 8 * piece
+    unit_pieces = unit_chunks * pieces * 8 * piece
+    ring = zeros + unit_pieces
+    offset, row_words = layout.scale_offset(features), layout.shape(1, features)[1]
+    scale_bytes = UNIT // group_vectors * scale_size
+    scale_part = min(16, scale_bytes)
+    copy_part, scale_lanes = (copy_16_if if scale_part == 16 else copy_8_if), scale_bytes // scale_part
+    unit_codes = TILE * UNIT * sixteen
+    unit_values = unit_codes + TILE * scale_bytes // scale_size
     load_pair = load_scales(layout.quantization.scale_dtype, 2 // group_vectors)
-    # Of fp32: moments, what the code that stands for 0 adds to a vector's sum in both sets of columns, and partial sums
-    # [weights, outputs, split].
-    leasts = 2 * WARPS if whole else divide(2 * norm.groups, 4) * 4 if norm else 0
-    partial = leasts + 2 * padded
+    # Of 4 bytes: moments, of each vector what is taken from its sums (of upper bytes, of lower ones) and their factor,
+    # and partial sums [weights, outputs, split].
+    corrections = 2 * WARPS if whole else divide(2 * norm.groups, 4) * 4 if norm else 0
+    factors = corrections + 2 * chunks * 4
+    partial = factors + chunks * 4
+    scratch_size = partial + weights * count * split
+    half = (machine.shared_memory - 1024) // 2
+    fitting = (half - ring * scale_size - 4 * scratch_size) // (WARPS * unit_values * scale_size)
+    depth = max(1, min(DEPTH, divide(count, tile_outputs * teams) * rounds // 2, fitting))
 
-    # From a round's codes to the next one's, and from a tile's to the next of the warp.
-    round_words, tile_words = ahead * split * 16, teams * together * TILE * row_words
+    # From a round's codes to the next one's, and from a tile's to the next of the team.
+    round_words, tile_words = split * UNIT * 4, teams * tile_outputs * row_words
+    to_next_tile = tile_words - (rounds - 1) * round_words
+    round_scales = split * scale_bytes // 4
 
-    def tile(team: Expr, s: Expr, w: Expr, g: Expr) -> Expr:
-        """The first of a tile's outputs among those of the block, of both weights."""
-        return w * count + ((s // rounds * teams + team) * together + g) * TILE
-
-    def scale_of(vector: Expr) -> Expr:
-        """Where the scale of a vector, or of it and the next, lies among an output's."""
-        last = scale_vectors * sixteen - 2 // group_vectors
-        return vector // group_vectors if exact else T.min(vector // group_vectors, last)
+    def there(matrix: int, tile: Expr, stop: Expr, r: Expr, within: Expr) -> Expr:
+        """Whether a row of a tile, and a part of it, exist."""
+        conditions = [tile < stop]
+        if extents[matrix] % tile_outputs:
+            conditions.append(tile * tile_outputs + r % tile_outputs < extents[matrix])
+        if vectors != rounds * split * UNIT:
+            conditions.append(within)
+        return T.Cast("int32", tirx.all(*conditions))
 
     @T.inline
     def load_activations(x, row, values, tx):
-        for n in T.unroll(words):
-            for p in T.unroll(codes // part):
-                k: T.let = (n * THREADS + tx) * codes + p * part
+        for n in T.unroll(portions):
+            for p in T.unroll(size // part):
+                k: T.let = (n * THREADS + tx) * size + p * part
                 for v in T.vectorized(part):
-                    values[n * codes + p * part + v] = T.float32(0)
+                    values[n * size + p * part + v] = T.float32(0)
                 if k < features:
                     for v in T.vectorized(part):
-                        values[n * codes + p * part + v] = x[row, k + v]
+                        values[n * size + p * part + v] = x[row, k + v]
 
     @T.inline
     def scale_and_shift(values, gain, shift, scratch, tx):
-        for n in T.unroll(words):
-            for p in T.unroll(codes // part):
-                if (n * THREADS + tx) * codes + p * part < features:
+        for n in T.unroll(portions):
+            for p in T.unroll(size // part):
+                if (n * THREADS + tx) * size + p * part < features:
                     for v in T.vectorized(part):
-                        k: T.let = (n * THREADS + tx) * codes + p * part + v
-                        at: T.let = n * codes + p * part + v
+                        k: T.let = (n * THREADS + tx) * size + p * part + v
+                        at: T.let = n * size + p * part + v
                         if not whole:
                             values[at] = (values[at] - scratch[k // (features // norm.groups) * 2]) * scratch[
                                 k // (features // norm.groups) * 2 + 1
@@ -130,172 +153,233 @@ def quantized_row(features: int, outputs: int, layout: GroupLayout, weights: int
                         values[at] = values[at] * gain(k) + shift(k)
                 else:
                     for v in T.vectorized(part):
-                        values[n * codes + p * part + v] = T.float32(0)
+                        values[n * size + p * part + v] = T.float32(0)
 
     @T.inline
     def store_activations(values, shared, scratch, tx):
-        total = T.alloc_buffer((1,), scope="local")
-        for n in T.unroll(words):
-            word: T.let = n * THREADS + tx
-            total[0] = T.float32(0)
-            for i in T.unroll(codes):
-                total[0] = total[0] + values[n * codes + i]
-            total[0] = lane_sum(4)(total[0])
-            if word < padded * 4:
-                split_word(
-                    T.address_of(shared[word * word_size + word // chunk_words * zeros]),
-                    T.address_of(shared[rest + word * word_size + word // chunk_words * zeros]),
-                    T.address_of(values[n * codes]),
+        largest = T.alloc_buffer((1,), scope="local")
+        sums = T.alloc_buffer((2,), "int32", scope="local")
+        for n in T.unroll(portions):
+            vector: T.let = (n * THREADS + tx) // per_vector
+            largest[0] = T.float32(0)
+            for i in T.unroll(size):
+                largest[0] = T.max(largest[0], T.abs(values[n * size + i]))
+            largest[0] = lane_maximum(per_vector)(largest[0])
+            if vector < chunks * 4:
+                store_portion(
+                    T.address_of(shared[(vector // 4 * pieces * 8 + vector % 4) * piece]),
+                    tx % per_vector,
+                    T.address_of(sums[0]),
+                    T.address_of(values[n * size]),
+                    T.Select(largest[0] > T.float32(0), T.float32(LARGEST) / largest[0], T.float32(0)),
                 )
-                if tx % 4 == 0:
-                    scratch[leasts + word // 4] = total[0] * T.float32(-layout.quantization.largest / STEPS)
-                    scratch[leasts + padded + word // 4] = T.float32(0)
+            for i in T.unroll(2):
+                sums[i] = lane_sum(per_vector, dtype="int32")(sums[i])
+            if vector < chunks * 4 and tx % per_vector == 0:
+                # With the code that stands for 0.
+                for i in T.unroll(2):
+                    scratch[corrections + i * chunks * 4 + vector] = T.float32(INTEGERS) + T.Cast(
+                        "float32", layout.quantization.largest * sums[i]
+                    )
+                scratch[factors + vector] = largest[0] * T.float32(1 / LARGEST)
 
     @T.inline
-    def compute(weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish):
-        held = T.alloc_buffer((weights * together * ahead * 8,), "uint32", scope="local")
-        values = T.alloc_buffer((words * codes,), scope="local")
-        right = T.alloc_buffer((4 * half,), "uint32", scope="local")
-        least = T.alloc_buffer((2,), scope="local")
-        sums = T.alloc_buffer((4,), scope="local")
+    def compute(weight, second, x, b, row, gain, shift, block, matrix, shared, scratch, tx, addend, finish):
+        values = T.alloc_buffer((portions * size,), scope="local")
+        held = T.alloc_buffer((8,), "uint32", scope="local")
+        right = T.alloc_buffer((codes // 4,), "uint32", scope="local")
+        sums = T.alloc_buffer((4,), "uint32", scope="local")
+        correction = T.alloc_buffer((2,), scope="local")
+        factor = T.alloc_buffer((2,), scope="local")
         scales = T.alloc_buffer((2,), scope="local")
-        totals = T.alloc_buffer((weights * together * 2,), scope="local")
+        totals = T.alloc_buffer((2,), scope="local")
         result = T.alloc_buffer((weights,), scope="local")
+        addends = T.alloc_buffer((divide(count, THREADS),), scope="local")
         lane: T.let = tx % 32
         share: T.let = tx // 32 % split
         team: T.let = tx // 32 // split
-        # Places are variables: TVM would write their formulas into every load.
-        begin = T.alloc_buffer((1,), "int32", scope="local")
-        codes_at = T.alloc_buffer((1,), "int32", scope="local")
+        # The block's tiles.
+        begin: T.let = block * tiles[matrix] // blocks[matrix]
+        stop: T.let = (block + 1) * tiles[matrix] // blocks[matrix]
+        steps: T.let = (stop - begin + teams - 1) // teams * rounds
+        # Places are variables: TVM would write their formulas into every use.
+        own = T.alloc_buffer((1,), "int32", scope="local")
+        slot = T.alloc_buffer((1,), "int32", scope="local")
+        codes_from = T.alloc_buffer((1,), "int32", scope="local")
+        scales_from = T.alloc_buffer((1,), "int32", scope="local")
+        codes_to = T.alloc_buffer((1,), "int32", scope="local")
+        reads = T.alloc_buffer((2,), "int32", scope="local")
+        inputs_at = T.alloc_buffer((1,), "int32", scope="local")
+        inputs_step = T.alloc_buffer((1,), "int32", scope="local")
+        vector_at = T.alloc_buffer((1,), "int32", scope="local")
         scales_at = T.alloc_buffer((1,), "int32", scope="local")
 
         @T.inline
-        def copy_scales(source, w):
-            for n in T.unroll(divide(count * scale_vectors, THREADS)):
-                i: T.let = n * THREADS + tx
-                if i < count * scale_vectors:
-                    copy_16(
-                        T.address_of(
-                            shared[
-                                scales_begin
-                                + (w * count + i // scale_vectors) * scale_stride
-                                + i % scale_vectors * sixteen
-                            ]
-                        ),
-                        T.address_of(
-                            source[T.min(first + i // scale_vectors, end - 1), offset + i % scale_vectors * 4]
-                        ),
-                    )
-
-        @T.inline
-        def load_vectors(source, s, w, g, i):
-            vector: T.let = ((s % rounds * ahead + i) * split + share) * 4 + lane % 4
-            for line in T.unroll(2):
-                o: T.let = first + tile(team, s, 0, g) + line * 8 + lane // 4
-                load_stream(
-                    T.address_of(held[((w * together + g) * ahead + i) * 8 + line * 4]),
-                    T.address_of(source[0, codes_at[0] + (g * TILE + line * 8) * row_words + i * split * 16]),
-                    T.Cast("int32", tirx.all(s < batches * rounds, o < end, vector < vectors)),
+        def copy_rows(source, s, line):
+            """A lane's vectors of 8 rows, four by four."""
+            for q in T.unroll(2):
+                copy_16_if(
+                    T.address_of(shared[slot[0] + codes_to[0] + (line + q * 4) * UNIT * sixteen]),
+                    T.address_of(source[0, codes_from[0] + ((line % tile_outputs) + q * 4) * row_words]),
+                    there(
+                        matrix,
+                        begin + s // rounds * teams + team,
+                        stop,
+                        line + q * 4 + lane // 8,
+                        (s % rounds * split + share) * UNIT + lane % 8 < vectors,
+                    ),
                 )
 
         @T.inline
-        def load(s, w, g, i):
-            if w == 0:
-                load_vectors(weight, s, w, g, i)
-            else:
-                load_vectors(second, s, w, g, i)
+        def copy_scales(source, s, line):
+            """Of 8 rows, or of all of a tile's."""
+            if lane // scale_lanes // tile_outputs == line // tile_outputs and lane // scale_lanes < TILE:
+                copy_part(
+                    T.address_of(shared[slot[0] + unit_codes + lane * (scale_part // scale_size)]),
+                    T.address_of(source[0, scales_from[0]]),
+                    there(
+                        matrix,
+                        begin + s // rounds * teams + team,
+                        stop,
+                        lane // scale_lanes,
+                        offset + ((s % rounds * split + share) * scale_lanes + lane % scale_lanes) * (scale_part // 4)
+                        < row_words,
+                    ),
+                )
 
-        copy_scales(weight, 0)
-        if weights == 2:
-            copy_scales(second, 1)
-        commit_copies()
-        for i in T.unroll(weights * together * ahead * 8):
-            held[i] = T.uint32(0)
-        codes_at[0] = (first + tile(team, 0, 0, 0) + lane // 4) * row_words + (share * 4 + lane % 4) * 4
-        for i in T.unroll(ahead):
-            for w in T.unroll(weights):
-                for g in T.unroll(together):
-                    load(0, w, g, i)
+        @T.inline
+        def copy(s):
+            copy_rows(weight, s, 0)
+            copy_scales(weight, s, 0)
+            if weights == 2:
+                copy_rows(second, s, 8)
+                copy_scales(second, s, 8)
+            else:
+                copy_rows(weight, s, 8)
+            commit_copies()
+            codes_from[0] = codes_from[0] + T.Select(
+                s % rounds == rounds - 1, T.int32(to_next_tile), T.int32(round_words)
+            )
+            scales_from[0] = scales_from[0] + T.Select(
+                s % rounds == rounds - 1, T.int32(tile_words - (rounds - 1) * round_scales), T.int32(round_scales)
+            )
+
+        own[0] = ring + tx // 32 * depth * unit_values
+        codes_from[0] = ((begin + team) * tile_outputs + lane // 8) * row_words + (share * UNIT + lane % 8) * 4
+        scales_from[0] = (
+            ((begin + team) * tile_outputs + lane // scale_lanes % tile_outputs) * row_words
+            + offset
+            + (share * scale_lanes + lane % scale_lanes) * (scale_part // 4)
+        )
+        # Rows of 128 bytes: of neighbours, the halves are exchanged in one, and reads have no bank conflicts.
+        codes_to[0] = (lane // 8 * UNIT + T.bitwise_xor(lane % 8, lane // 8 % 2 * 4)) * sixteen
+        for i in T.unroll(2):
+            reads[i] = (lane // 4 * UNIT + T.bitwise_xor(lane % 4 + i * 4, lane // 4 % 2 * 4)) * sixteen
+        for i in T.unroll(depth):
+            slot[0] = own[0] + i * unit_values
+            copy(i)
         wait_for_predecessor()
         if norm is not None and not whole:
             compute_statistics(x, b, row, scratch, tx)
             T.tvm_storage_sync("shared")
         load_activations(x, row, values, tx)
+        for n in T.unroll(divide(count, THREADS)):
+            o: T.let = n * THREADS + tx
+            if o < (stop - begin) * tile_outputs and begin * tile_outputs + o < extents[matrix]:
+                addends[n] = addend(row, begin * tile_outputs + o)
         if whole:
-            normalize(values, lambda i: (i // codes * THREADS + tx) * codes + i % codes < features, scratch, tx)
+            normalize(values, lambda i: (i // size * THREADS + tx) * size + i % size < features, scratch, tx)
         if norm is not None:
             scale_and_shift(values, gain, shift, scratch, tx)
         store_activations(values, shared, scratch, tx)
-        for n in T.unroll(divide(ahead * rounds * zeros, THREADS)):
-            i: T.let = n * THREADS + tx
-            if i < ahead * rounds * zeros:
-                shared[i // zeros * step + step - zeros + i % zeros] = tirx.const(0, layout.arithmetic)
-        wait_copies(0)
+        for n in T.unroll(divide(unit_pieces, THREADS)):
+            if n * THREADS + tx < unit_pieces:
+                shared[zeros + n * THREADS + tx] = tirx.const(0, layout.arithmetic)
         T.tvm_storage_sync("shared")
-        # A lane has its vector's activations if they are its column's.
-        begin[0] = T.Select(
+        # A lane has its vector's activations if they are its column's, or else zeros.
+        inputs_at[0] = T.Select(
             lane // 4 % 4 == lane % 4,
-            lane // 16 * rest + (share * 4 + lane % 4) * 4 * word_size,
-            T.int32(step - zeros + sixteen),
+            share * unit_pieces + (lane // 16 * 4 + lane % 4) * piece,
+            zeros,
         )
-        scales_at[0] = scales_begin + (tile(team, 0, 0, 0) + lane // 4) * scale_stride
-        for s in T.serial(batches * rounds, annotations={"disable_unroll": True}):
+        inputs_step[0] = T.Select(lane // 4 % 4 == lane % 4, T.int32(split * unit_pieces), 0)
+        # What a lane has of the sums: two vectors', of two outputs.
+        vector_at[0] = share * UNIT + lane % 2 * 2
+        scales_at[0] = unit_codes + lane // 4 * (scale_bytes // scale_size) + lane % 2 * 2 // group_vectors
+        slot[0] = own[0]
+        for s in T.serial(steps, annotations={"disable_unroll": True}):
             if s % rounds == 0:
-                for i in T.unroll(weights * together * 2):
-                    totals[i] = T.float32(0)
-            last: T.let = s % rounds == rounds - 1
-            codes_at[0] = codes_at[0] + T.Select(
-                last, T.int32(tile_words - (rounds - 1) * round_words), T.int32(round_words)
-            )
-            for i in T.unroll(ahead):
-                chunk: T.let = s % rounds * ahead + i
-                for r in T.unroll(half):
+                for line in T.unroll(2):
+                    totals[line] = T.float32(0)
+            wait_copies(depth - 1)
+            # What other lanes copied is there, and, below, has been read by them.
+            keep_order()
+            for c in T.unroll(unit_chunks):
+                for line in T.unroll(2):
                     load_registers(
-                        T.address_of(right[r * 4]), T.address_of(shared[begin[0] + chunk * step + r * sixteen])
+                        T.address_of(held[line * 4]),
+                        T.address_of(shared[slot[0] + reads[c] + line * 8 * UNIT * sixteen]),
                     )
-                # What a lane has of the sums: two vectors', of two outputs.
-                vector: T.let = (chunk * split + share) * 4 + lane % 2 * 2
+                for r in T.unroll(pieces):
+                    load_piece(
+                        T.address_of(right[r * (piece * scale_size // 4)]),
+                        T.address_of(shared[inputs_at[0] + (c * pieces + r) * 8 * piece]),
+                    )
                 for v in T.vectorized(2):
-                    least[v] = scratch[leasts + lane // 2 % 2 * padded + vector + v]
-                for w in T.unroll(weights):
-                    for g in T.unroll(together):
-                        at: T.let = ((w * together + g) * ahead + i) * 8
-                        for j in T.unroll(4):
-                            sums[j] = least[j % 2]
-                        multiply(T.address_of(sums[0]), T.address_of(held[at]), T.address_of(right[0]))
-                        for line in T.unroll(2):
-                            load_pair(
-                                T.address_of(scales[0]),
-                                T.address_of(
-                                    shared[
-                                        scales_at[0]
-                                        + (w * count + g * TILE + line * 8) * scale_stride
-                                        + scale_of(vector)
-                                    ]
-                                ),
-                            )
-                            for v in T.unroll(2):
-                                totals[(w * together + g) * 2 + line] = (
-                                    totals[(w * together + g) * 2 + line] + scales[v] * sums[line * 2 + v]
-                                )
-                        load(s + 1, w, g, i)
-                        keep_order()
-            if last:
-                scales_at[0] = scales_at[0] + teams * together * TILE * scale_stride
-                for i in T.unroll(weights * together * 2):
-                    totals[i] = lane_sum(4)(totals[i])
+                    correction[v] = scratch[
+                        corrections + lane // 2 % 2 * chunks * 4 + vector_at[0] + s % rounds * split * UNIT + c * 4 + v
+                    ]
+                for v in T.vectorized(2):
+                    factor[v] = scratch[factors + vector_at[0] + s % rounds * split * UNIT + c * 4 + v]
+                for i in T.unroll(4):
+                    sums[i] = T.uint32(INTEGERS_BITS)
+                multiply(T.address_of(sums[0]), T.address_of(held[0]), T.address_of(right[0]))
+                for line in T.unroll(2):
+                    load_pair(
+                        T.address_of(scales[0]),
+                        T.address_of(
+                            shared[
+                                slot[0] + scales_at[0] + line * 8 * (scale_bytes // scale_size) + c * 4 // group_vectors
+                            ]
+                        ),
+                    )
+                    for v in T.unroll(2):
+                        totals[line] = totals[line] + scales[v] * (
+                            (T.reinterpret("float32", sums[line * 2 + v]) - correction[v]) * factor[v]
+                        )
+            inputs_at[0] = T.Select(
+                s % rounds == rounds - 1, inputs_at[0] - (rounds - 1) * inputs_step[0], inputs_at[0] + inputs_step[0]
+            )
+            keep_order()
+            copy(s + depth)
+            slot[0] = T.Select(slot[0] == own[0] + (depth - 1) * unit_values, own[0], slot[0] + unit_values)
+            if s % rounds == rounds - 1:
+                for line in T.unroll(2):
+                    totals[line] = lane_sum(4)(totals[line] * T.Select(lane % 4 < 2, T.float32(UPPER), T.float32(1)))
                 if lane % 4 == 0:
-                    for i in T.unroll(weights * together * 2):
-                        o: T.let = tile(team, s, i // (2 * together), i // 2 % together) + i % 2 * 8 + lane // 4
-                        scratch[partial + o * split + share] = totals[i] * T.float32(STEPS)
+                    for line in T.unroll(2):
+                        o: T.let = (s // rounds * teams + team) * tile_outputs + line * 8 % tile_outputs + lane // 4
+                        if o < count:
+                            scratch[partial + (line * 8 // tile_outputs * count + o) * split + share] = totals[line]
         T.tvm_storage_sync("shared")
-        if tx < count and first + tx < end:
-            for w in T.unroll(weights):
-                result[w] = T.float32(0)
-                for i in T.unroll(split):
-                    result[w] = result[w] + scratch[partial + (w * count + tx) * split + i]
-            finish(row, first + tx, result[0], result[weights - 1])
+        for n in T.unroll(divide(count, THREADS)):
+            o: T.let = n * THREADS + tx
+            if o < (stop - begin) * tile_outputs and begin * tile_outputs + o < extents[matrix]:
+                for w in T.unroll(weights):
+                    result[w] = T.float32(0)
+                    for i in T.unroll(split):
+                        result[w] = result[w] + scratch[partial + (w * count + o) * split + i]
+                finish(row, begin * tile_outputs + o, result[0], result[weights - 1], addends[n])
 
-    scratch_size = partial + weights * count * split
-    shared_size = shared_values(scales_begin + weights * count * scale_stride, size, scratch_size)
-    return Product(count, 1, shared_size, scratch_size, compute)
+    # Three blocks do not fit.
+    needed = max(ring + WARPS * depth * unit_values, machine.shared_memory // 3 // scale_size)
+    shared_size = shared_values(needed, scale_size, scratch_size)
+    return Product(blocks, 1, shared_size, scratch_size, compute)
+
+
+def share_blocks(tiles: list[int]) -> list[int]:
+    """Blocks for each of some matrices of so many tiles: no more than there are at a time, if they suffice."""
+    blocks = [divide(extent, TILES) for extent in tiles]
+    while sum(blocks) < min(BLOCKS, sum(tiles)):
+        blocks[max(range(len(tiles)), key=lambda i: tiles[i] / blocks[i])] += 1
+    return blocks

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 Expr = Any
 
-THREADS = 256
+THREADS, RESIDENT = 256, 2
 WARPS = THREADS // 32
 # Blocks that fill a large GPU.
 BLOCKS = 264
@@ -54,14 +54,15 @@ __device__ __forceinline__ void gecko_keep_order() { __syncwarp(); }
 
 
 class Product(NamedTuple):
-    """A block's matrix product: the outputs and rows it computes, the buffers it needs in shared memory, how.
+    """Products with some matrices: the blocks for each, the rows of one, the buffers it needs in shared memory, how.
 
-    `compute` is an inline (weight, second, x, b, row, gain, shift, first, end, shared, scratch, tx, finish). It
-    multiplies rows of x [b, K] fp32 from `row` on, normed if there is a norm, with the outputs from `first` to before
-    `end` of a weight [O, K], and of a second one if it has two. finish(i, o, value, second) stores output o of row i.
+    `compute` is an inline (weight, second, x, b, row, gain, shift, block, matrix, shared, scratch, tx, addend, finish).
+    It multiplies rows of x [b, K] fp32 from `row` on, normed if there is a norm, with the block's outputs of a weight
+    [O, K], the number `matrix`, and of a second one if it has two. finish(i, o, value, second, addend(i, o)) stores
+    output o of row i.
     """
 
-    outputs: int
+    blocks: list[int]
     rows: int
     shared: int
     scratch: int
@@ -124,7 +125,7 @@ def statistics(dim: int, rows: int, norm: Norm):  # type: ignore[no-untyped-def]
 
 
 def normalize_whole(features: int, norm: Norm, count: int, split: int):  # type: ignore[no-untyped-def]
-    """An inline (values [count], present, scratch [2·WARPS], tx): a row that the threads of `split` warps hold becomes
+    """An inline (values [count], present, scratch [2·split], tx): a row that the threads of `split` warps hold becomes
     its normed values, of one group, without gain and shift. present(i): whether a thread's value i is of the row."""
 
     @T.inline
@@ -152,7 +153,7 @@ def normalize_whole(features: int, norm: Norm, count: int, split: int):  # type:
         for i in T.unroll(count):
             if present(i):
                 total[0] = total[0] + (values[i] - moments[0]) * (values[i] - moments[0])
-        sum_block(total, scratch, WARPS, tx)
+        sum_block(total, scratch, split, tx)
         moments[1] = T.float32(1) / T.sqrt(total[0] / T.float32(features) + T.float32(norm.eps))
         for i in T.unroll(count):
             values[i] = (values[i] - moments[0]) * moments[1]

@@ -8,6 +8,7 @@ from gecko_mlc.tir_kernels.cuda.batch_products import tensor_core_product
 from gecko_mlc.tir_kernels.cuda.dot_products import dot_product
 from gecko_mlc.tir_kernels.cuda.quantized_rows import quantized_row
 from gecko_mlc.tir_kernels.cuda.row_inputs import Norm, Product
+from gecko_mlc.tir_kernels.machine import CUDA
 
 from gecko_mlc.group_quantization import Dense, WeightFormat
 
@@ -16,15 +17,22 @@ MOST_INPUTS = 16384
 
 
 def row_product(
-    features: int, outputs: int, weights: WeightFormat, rows: int, count: int = 1, norm: Norm | None = None
+    features: int,
+    extents: tuple[int, ...],
+    weights: WeightFormat,
+    rows: int,
+    machine: CUDA,
+    count: int = 1,
+    norm: Norm | None = None,
 ) -> Product:
-    """The product for up to `rows` rows with one or two weights [outputs, features]. Several rows go through the tensor
+    """The product for up to `rows` rows with weights [extent, features] of some extents, each with a
+    second one if `count` is 2. Several rows go through the tensor
     cores where weights stand for numbers of 16 bits, and are rounded to them."""
     if features > MOST_INPUTS:
         raise ValueError(f"{features} inputs of a matrix: at most {MOST_INPUTS} can be decoded with CUDA")
     whole = not isinstance(weights, Dense) or features % 8 == 0  # rows of whole 16 bytes
     if rows > 1 and weights.arithmetic != "float32" and whole:
-        return tensor_core_product(features, weights, rows, count, norm)
+        return tensor_core_product(features, extents, weights, rows, count, norm)
     if isinstance(weights, Dense):
-        return dot_product(features, outputs, weights.dtype, count, norm)
-    return quantized_row(features, outputs, weights, count, norm)
+        return dot_product(features, extents, weights.dtype, count, norm)
+    return quantized_row(features, extents, weights, count, norm, machine)

@@ -8,11 +8,15 @@ import pytest
 from gecko_mlc.tir_kernels.cuda import decode_linear
 from gecko_mlc.tir_kernels.group_norm import layer_norm_oracle, rms_norm_oracle
 from gecko_mlc.tir_kernels.linear import oracle
+from gecko_mlc.tir_kernels.machine import CUDA
 from launch import floats
 from launch_cuda import launch_cuda
 from weights import format_of, weights_in_memory
 
+from gecko_mlc.group_quantization import Dense
+
 EPS = 1e-5
+MACHINE = CUDA((80,))
 SCHEMES = ["q0f32", "q0f16", "q0bf16"]
 SIZES = [(48, 97), (80, 131), (50, 33), (7, 5), (520, 40)]
 # The largest batch of a library, the batch of a launch, the weights' scheme, inputs and outputs. Each weight of a
@@ -43,9 +47,13 @@ def empty(*shape: int) -> np.ndarray:
 
 
 def assert_close(result: np.ndarray, expected: np.ndarray, scheme: str, rows: int, atol: float = 0) -> None:
-    """Only products of several rows round the activations, and quantized weights."""
-    dtype = format_of(scheme).arithmetic
-    rounding = float(ml_dtypes.finfo(dtype).eps) if rows > 1 and dtype != "float32" else 0
+    """Products of several rows round the activations, and quantized weights; one row is two bytes then."""
+    weights = format_of(scheme)
+    dtype = weights.arithmetic
+    if rows > 1 and dtype != "float32":
+        rounding = float(ml_dtypes.finfo(dtype).eps)
+    else:
+        rounding = 0 if isinstance(weights, Dense) else 2.0**-14
     np.testing.assert_allclose(
         result.astype(np.float32), expected, rtol=1e-6 + rounding, atol=atol + 4 * rounding + 2e-5
     )
@@ -57,7 +65,7 @@ def test_linear_residual(rows: int, b: int, scheme: str, inputs: int, outputs: i
     scaled = rows != 3
     x, (stored, weight) = floats(rng, b, inputs), weights_in_memory(rng, outputs, inputs, scheme)
     operands = [floats(rng, outputs)] * scaled + [floats(rng, b, outputs)]
-    kernel = decode_linear.linear_residual(inputs, outputs, format_of(scheme), scaled, rows)
+    kernel = decode_linear.linear_residual(inputs, outputs, format_of(scheme), scaled, rows, MACHINE)
     result = empty(b, outputs)
     launch_cuda(kernel, x, stored, *operands, result)
     expected = oracle(x.astype(float), weight, *operands, epilogue="scale_residual" if scaled else "residual")
@@ -72,7 +80,7 @@ def test_gate(rows: int, b: int, scheme: str, inputs: int, outputs: int) -> None
     x = 3 + floats(rng, b, inputs)
     (stored1, fc1), (stored3, fc3) = (weights_in_memory(rng, outputs, inputs, scheme) for _ in range(2))
     weight, bias = 0.1 * floats(rng, inputs), floats(rng, inputs)
-    kernel = decode_linear.gate(inputs, outputs, groups, EPS, affine, swiglu, format_of(scheme), rows)
+    kernel = decode_linear.gate(inputs, outputs, groups, EPS, affine, swiglu, format_of(scheme), rows, MACHINE)
     result = empty(b, outputs)
     launch_cuda(kernel, x, *[weight, bias] * affine, stored1, *[stored3] * swiglu, result)
     u = layer_norm_oracle(x.astype(float), weight * affine, bias * affine, groups, EPS)
@@ -94,7 +102,7 @@ def test_projections(rows: int, b: int, scheme: str, inputs: int, outputs: int) 
     matrices = [weights_in_memory(rng, extent, dim, scheme) for extent in extents]
     biases = [floats(rng, extent) for extent in extents]
     layers = [array for (stored, _), bias in zip(matrices, biases, strict=True) for array in (stored, bias)]
-    kernel = decode_linear.projections(dim, z_dim, value_dim, groups, EPS, affine, format_of(scheme), rows)
+    kernel = decode_linear.projections(dim, z_dim, value_dim, groups, EPS, affine, format_of(scheme), rows, MACHINE)
     v, z, r, h = results = [empty(b, extent) for extent in extents]
     launch_cuda(kernel, u, c, *[norm_weight] * affine, *layers, x, *results)
 
@@ -115,6 +123,6 @@ def test_head(rows: int, b: int, scheme: str) -> None:
     x, (stored, weight), logits = floats(rng, b, 64), weights_in_memory(rng, 97, 64, scheme), floats(rng, slots, 97)
     slot_ids = rng.permutation(slots)[:b].astype(np.int32)
     expected = logits.copy()
-    launch_cuda(decode_linear.head(64, 97, slots, format_of(scheme), rows), x, stored, slot_ids, logits)
+    launch_cuda(decode_linear.head(64, 97, slots, format_of(scheme), rows, MACHINE), x, stored, slot_ids, logits)
     expected[slot_ids] = oracle(x.astype(float), weight)
     assert_close(logits, expected, scheme, rows)
