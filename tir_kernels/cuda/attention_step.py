@@ -8,6 +8,7 @@ import functools
 import math
 from typing import Any
 
+from gecko_mlc.tir_kernels.cuda.attention_codes import THREADS, Columns, codes_sum
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     RESIDENT_BLOCKS,
@@ -31,11 +32,10 @@ from tvm.script import tirx as T
 
 Expr = Any
 
-THREADS = 256
 # Blocks of `attend` for a sequence: three on each of the 132 multiprocessors of the large GPUs.
 RESIDENT, BLOCKS = 3, 396
-# Vectors of keys, of values, that a thread has on their way at a time: of codes fewer, for three blocks to fit.
-LOADS, VALUES, CODES = 8, 16, 12
+# Vectors of keys, of values, that a thread has on their way at a time.
+LOADS, VALUES = 8, 16
 
 
 def parts(chunk_size: int, heads: int) -> int:
@@ -77,6 +77,16 @@ def _normalize(scale, z, row, first, size, eps, lane):
     scale[0] = T.float32(1) / T.sqrt(warp_sum(scale[0]) / T.float32(size) + T.float32(eps))
 
 
+def _columns(vectors: int, width: int) -> Columns:
+    """A thread has a vector of `width` at a time."""
+    threads = min(vectors, THREADS)
+
+    def first(i: Expr, r: Expr, thread: Expr) -> Expr:
+        return (i * threads + thread) * width
+
+    return Columns(threads, THREADS // threads, -(-vectors // threads), 1, width, first)
+
+
 @functools.cache
 def attend(
     z_dim: int,
@@ -106,23 +116,25 @@ def attend(
     team = min(32, 1 << (size // key_width - 1).bit_length())
     key_vectors = size // key_width
     key_rounds = -(-key_vectors // team)
-    # Values: `groups` positions at a time, each by as many threads as it has vectors.
+    # Values, by vectors: whole ones of codes are for the tensor cores.
     width = math.gcd(value_size, _in_16_bytes(value_dtype))
-    part = math.gcd(width, 4)
     vectors = value_size // width
-    columns = min(vectors, THREADS)
-    groups = THREADS // columns
-    threads = -(-groups * columns // 32) * 32
-    passes = -(-vectors // columns)
+    streamed = width == _in_16_bytes(value_dtype)
+    multiplied = quantized and streamed
+    codes = codes_sum(value_size if multiplied else 16, longest)
+    shared_columns = codes.columns if multiplied else _columns(vectors, width)
+    columns, groups, passes, runs, run, first_column = shared_columns
+    part = math.gcd(run, 4)
+    threads = THREADS if multiplied else -(-groups * columns // 32) * 32
     teams = threads // team
     # Keys that a team has on their way at a time.
     key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
     # Vectors of 16 bytes go through a ring in shared memory; a thread reads only what it has put there itself.
-    streamed, ring = width == _in_16_bytes(value_dtype), CODES if quantized else VALUES
+    ring_bytes = codes.held_bytes if multiplied else VALUES * threads * 16
     # So much of it that TVM asks for more than the usual, which the rest would exceed.
-    held_vectors = max(ring * threads, USUAL_SHARED_BYTES // 16 + 1) if streamed else 1
+    held_values_size = max(ring_bytes, USUAL_SHARED_BYTES + 16) // 16 * width if streamed else width
     widen = widen_vector(value_dtype)
-    pair_rounds, scale_rounds = -(-half // threads), -(-longest // threads)
+    pair_rounds, scale_rounds = -(-half // threads), codes.held_weights if multiplied else -(-longest // threads)
     load, convert, team_sum = loader(key_dtype), narrow(key_dtype), lane_sum(team)
     load_cached, narrow_value = loader(value_dtype), narrow(value_dtype)
 
@@ -162,11 +174,14 @@ def attend(
         own_key = T.alloc_buffer((size,), scope="shared")
         scores = T.alloc_buffer((longest,), scope="shared")
         numerators = T.alloc_buffer((longest,), scope="shared")
-        # What values are multiplied by: codes by their scales too. The largest magnitude of the token's value.
-        factors = T.alloc_buffer((longest,), scope="shared") if quantized else numerators
+        # What values are multiplied by: codes by their scales too, on the tensor cores as bytes.
+        factors = T.alloc_buffer((1 if multiplied else longest,), scope="shared") if quantized else numerators
+        weight_bytes = T.alloc_buffer((2, codes.padded), "int8", scope="shared")
+        largest_weight = T.alloc_buffer((threads // 32,), scope="shared")
+        # The largest magnitude of the token's value.
         largest = T.alloc_buffer((threads // 32,), scope="shared")
         # Of all groups but the first.
-        totals = T.alloc_buffer((max(groups - 1, 1), columns * width), scope="shared")
+        totals = T.alloc_buffer((max(groups - 1, 1), columns * runs * run), scope="shared")
         gains = T.alloc_buffer((pair_rounds, 2), scope="local")
         shifts = T.alloc_buffer((pair_rounds, 2), scope="local")
         scale = T.alloc_buffer((1,), scope="local")
@@ -176,15 +191,16 @@ def attend(
         held_query = T.alloc_buffer((2, key_rounds, key_width), scope="local")
         held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), key_dtype, scope="local")
         held_scales = T.alloc_buffer((scale_rounds,), scope="local")
-        held_values = T.alloc_buffer((held_vectors * width,), value_dtype, scope="shared.dyn")
+        held_values = T.alloc_buffer((held_values_size,), value_dtype, scope="shared.dyn")
         vector_bytes = T.alloc_buffer((4,), "uint32", scope="local")
         value = T.alloc_buffer((width,), scope="local")
-        own_value = T.alloc_buffer((passes, width), scope="local")
-        cached_value = T.alloc_buffer((width,), value_dtype, scope="local")
+        own_value = T.alloc_buffer((passes, runs * run), scope="local")
+        cached_value = T.alloc_buffer((run,), value_dtype, scope="local")
         score = T.alloc_buffer((1,), scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         weight = T.alloc_buffer((1,), scope="local")
-        sums = T.alloc_buffer((width,), scope="local")
+        unit = T.alloc_buffer((1,), scope="local")
+        sums = T.alloc_buffer((runs * run,), scope="local")
         lane: T.let = tx % 32
         first_feature: T.let = head * size
         column: T.let = tx % columns
@@ -231,34 +247,53 @@ def attend(
                                 ]
 
         @T.inline
-        def load_value(i, tile):
-            """The thread's vector of its i-th value into the ring; nothing of one that does not exist."""
-            j: T.let = i * groups + group
-            k: T.let = first + T.min(j, T.max(cached - 1, 0))
+        def copy_vector(destination, j, first_column, exists):
+            """16 bytes of the part's j-th value on their way; zeros, and nothing is read, unless it exists."""
+            k: T.let = first + j
             copy_16_if(
-                T.address_of(held_values[(i % ring * threads + tx) * width]),
+                destination,
                 T.address_of(
                     values[
                         slot,
                         _buffer(k, previous, parity),
                         _offset(k, previous),
-                        head * value_size + T.min(tile * columns + column, vectors - 1) * width,
+                        head * value_size + first_column,
                     ]
                 ),
-                T.Cast("int32", tirx.all(j < cached, tile * columns + column < vectors, group < groups)),
+                T.Cast("int32", exists),
+            )
+
+        @T.inline
+        def load_value(i, tile):
+            """The thread's vector of its i-th value into the ring."""
+            copy_vector(
+                T.address_of(held_values[(i % VALUES * threads + tx) * width]),
+                i * groups + group,
+                (tile * columns + column) * width,
+                tirx.all(i * groups + group < cached, tile * columns + column < vectors, group < groups),
             )
             commit_copies()
+
+        @T.inline
+        def begin_values(tile):
+            """The thread's first vectors into the ring."""
+            if multiplied:
+                for i in T.unroll(codes.stages):
+                    codes.load(held_values, i, tile, cached, copy_vector, tx)
+            else:
+                for i in T.unroll(VALUES if streamed else 0):
+                    load_value(i, tile)
 
         @T.inline
         def read_value(i, tile):
             """value = the thread's vector of its i-th value, or zeros."""
             if streamed:
-                wait_copies(ring - 1)
+                wait_copies(VALUES - 1)
                 load_registers(
-                    T.address_of(vector_bytes[0]), T.address_of(held_values[(i % ring * threads + tx) * width])
+                    T.address_of(vector_bytes[0]), T.address_of(held_values[(i % VALUES * threads + tx) * width])
                 )
-                for p in T.unroll(width // part):
-                    widen(T.address_of(value[p * part]), T.address_of(vector_bytes[p * (4 * part // width)]))
+                for p in T.unroll(width // 4):
+                    widen(T.address_of(value[p * 4]), T.address_of(vector_bytes[p * (16 // width)]))
             else:
                 k: T.let = first + i * groups + group
                 for v in T.unroll(width):
@@ -302,14 +337,15 @@ def attend(
         def load_own_value():
             """own_value = the thread's vectors of the token's value, or zeros."""
             for tile in T.unroll(passes):
-                for v in T.unroll(width):
+                for v in T.unroll(runs * run):
                     own_value[tile, v] = T.float32(0)
-                if group == 0 and tile * columns + column < vectors:
-                    for k in T.unroll(width // part):
-                        for v in T.vectorized(part):
-                            own_value[tile, k * part + v] = fresh[
-                                row, head * value_size + (tile * columns + column) * width + k * part + v
-                            ]
+                for r in T.unroll(runs):
+                    if group == 0 and first_column(tile, r, column) < value_size:
+                        for k in T.unroll(run // part):
+                            for v in T.vectorized(part):
+                                own_value[tile, r * run + k * part + v] = fresh[
+                                    row, head * value_size + first_column(tile, r, column) + k * part + v
+                                ]
 
         @T.inline
         def add_own_value(tile):
@@ -323,22 +359,38 @@ def attend(
                 if tile == 0 and tx == 0:
                     value_scales[slot, parity, offset, head] = scale_of(score[0])
                 score[0] = inverse_of(score[0])
-            if group == 0 and tile * columns + column < vectors:
+            for r in T.unroll(runs):
+                if group == 0 and first_column(tile, r, column) < value_size:
+                    for v in T.unroll(run):
+                        cached_value[v] = convert_value(own_value[tile, r * run + v], score[0])
+                    for v in T.vectorized(run):
+                        values[slot, parity, offset, head * value_size + first_column(tile, r, column) + v] = (
+                            cached_value[v]
+                        )
+                    for v in T.unroll(run):
+                        sums[r * run + v] = sums[r * run + v] + weight[0] * load_cached(cached_value, v)
+
+        @T.inline
+        def sum_values(tile):
+            """A vector's successor is on its way as soon as it is used."""
+            for v in T.unroll(width):
+                sums[v] = T.float32(0)
+            for i in T.serial((cached + groups - 1) // groups):
+                read_value(i, tile)
+                weight[0] = T.if_then_else(
+                    i * groups + group < cached, factors[T.min(i * groups + group, longest - 1)], T.float32(0)
+                )
                 for v in T.unroll(width):
-                    cached_value[v] = convert_value(own_value[tile, v], score[0])
-                for v in T.vectorized(width):
-                    values[slot, parity, offset, head * value_size + (tile * columns + column) * width + v] = (
-                        cached_value[v]
-                    )
-                for v in T.unroll(width):
-                    sums[v] = sums[v] + weight[0] * load_cached(cached_value, v)
+                    sums[v] = sums[v] + weight[0] * value[v]
+                if streamed:
+                    load_value(i + VALUES, tile)
 
         if present > 0:
             load_keys(0)
-            for i in T.unroll(ring if streamed else 0):
-                load_value(i, 0)
+            begin_values(0)
             if quantized:
                 for i in T.unroll(scale_rounds):
+                    held_scales[i] = T.float32(0)
                     if i * threads + tx < cached:
                         k: T.let = first + i * threads + tx
                         held_scales[i] = value_scales[
@@ -418,11 +470,15 @@ def attend(
             if quantized:
                 for i in T.unroll(scale_rounds):
                     if i * threads + tx < cached:
-                        factors[i * threads + tx] = numerators[i * threads + tx] * held_scales[i]
+                        held_scales[i] = held_scales[i] * numerators[i * threads + tx]
+                        if not multiplied:
+                            factors[i * threads + tx] = held_scales[i]
+            if multiplied:
+                codes.measure(largest_weight, held_scales, tx)
             if quantized and has_token:
                 score[0] = T.float32(0)
                 for tile in T.unroll(passes):
-                    for v in T.unroll(width):
+                    for v in T.unroll(runs * run):
                         score[0] = T.max(score[0], T.abs(own_value[tile, v]))
                 score[0] = warp_maximum(score[0])
                 if lane == 0:
@@ -438,36 +494,34 @@ def attend(
                     statistics[row, head, p, 0] = maximum[0]
                     statistics[row, head, p, 1] = score[0]
 
-            # 4. The weighted sum of values. A vector's successor is on its way as soon as it is used.
+            # 4. The weighted sum of values.
+            if multiplied:
+                codes.round(weight_bytes, unit, largest_weight, held_scales, tx)
+                T.tvm_storage_sync("shared")
             for tile in T.unroll(passes):
                 if tile > 0:
-                    for i in T.unroll(ring if streamed else 0):
-                        load_value(i, tile)
-                for v in T.unroll(width):
-                    sums[v] = T.float32(0)
-                for i in T.serial((cached + groups - 1) // groups):
-                    read_value(i, tile)
-                    weight[0] = T.if_then_else(
-                        i * groups + group < cached, factors[T.min(i * groups + group, longest - 1)], T.float32(0)
-                    )
-                    for v in T.unroll(width):
-                        sums[v] = sums[v] + weight[0] * value[v]
-                    if streamed:
-                        load_value(i + ring, tile)
+                    begin_values(tile)
+                if multiplied:
+                    codes.add(sums, held_values, weight_bytes, unit, tile, cached, copy_vector, tx)
+                else:
+                    sum_values(tile)
                 if has_token:
                     add_own_value(tile)
                 if groups > 1:
                     if group > 0 and group < groups:
-                        for v in T.unroll(width):
-                            totals[group - 1, column * width + v] = sums[v]
+                        for v in T.unroll(runs * run):
+                            totals[group - 1, column * runs * run + v] = sums[v]
                     T.tvm_storage_sync("shared")
                     if group == 0:
                         for g in T.unroll(groups - 1):
-                            for v in T.unroll(width):
-                                sums[v] = sums[v] + totals[g, column * width + v]
-                if group == 0 and tile * columns + column < vectors:
-                    for k in T.unroll(width // part):
-                        for v in T.vectorized(part):
-                            partial[row, head, p, (tile * columns + column) * width + k * part + v] = sums[k * part + v]
+                            for v in T.unroll(runs * run):
+                                sums[v] = sums[v] + totals[g, column * runs * run + v]
+                for r in T.unroll(runs):
+                    if group == 0 and first_column(tile, r, column) < value_size:
+                        for k in T.unroll(run // part):
+                            for v in T.vectorized(part):
+                                partial[row, head, p, first_column(tile, r, column) + k * part + v] = sums[
+                                    r * run + k * part + v
+                                ]
 
     return without_scales(kernel, value_dtype)

@@ -1,0 +1,213 @@
+"""The weighted sum of cached values that are int8 codes, on the tensor cores, for CUDA.
+
+`mma` multiplies bytes: the weights of positions are rounded to integers of two bytes, in steps of 2^-15 of the largest
+one. A word of four codes is of adjacent columns of one position, so A is codes as they lie in memory, and B has the
+position's weight on a diagonal: product [row, n] is column n mod 4 of the row's word, times upper bytes, times lower
+ones for n ≥ 4.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import (
+    commit_copies,
+    device_function,
+    load_registers,
+    wait_copies,
+    warp_maximum,
+)
+from gecko_mlc.tir_kernels.machine import divide
+from gecko_mlc.tir_kernels.math import f32
+from tvm import tirx
+from tvm.script import tirx as T
+
+Expr = Any
+
+THREADS = 256
+WARPS = THREADS // 32
+# Codes of a vector; vectors that a thread has on their way at a time.
+WIDTH, VECTORS = 16, 16
+# Positions of a tile, two for each of the four lanes that share a row of A, and vectors of a position in it.
+TILE, ROWS = 8, 8
+# Steps of the largest weight, and of the upper one of its two bytes.
+LARGEST, UPPER = 127 * 256, 256
+# Weights that are all below this are zero; its inverse is finite.
+_TINY = 1e-30
+
+
+class Columns(NamedTuple):
+    """How a block's threads share the columns of a head's values.
+
+    `threads` of them hold a row, in `passes`, a thread `runs` runs of `run` adjacent columns at a time; `groups` of so
+    many threads take positions in turn. first(i, r, thread) is the first column of a run, which may be beyond the last.
+    """
+
+    threads: int
+    groups: int
+    passes: int
+    runs: int
+    run: int
+    first: Callable[[Expr, Expr, Expr], Expr]
+
+
+class CodesSum(NamedTuple):
+    """The sum of codes [positions, V] by weights [positions], of as many positions as there are.
+
+    copy(destination, j, column, present): the vector of position j on its way into shared memory, zeros if it is not
+    `present`. Inlines, of which each thread calls each:
+    - load(held, i, n, count, copy, tx): what the thread needs of the i-th tile of its own in pass n, on its way.
+    - measure(largest [warps], weights [held], tx): the weights' largest of each warp. Weight k of a thread is that of
+      position k · THREADS + tx, zero if there is none; so are those of `round`.
+    - round(weight_bytes [2, padded], unit [1], largest, weights, tx): weights in units as bytes, upper and lower.
+    - add(sums [runs · run], held, weight_bytes, unit, n, count, copy, tx): the sums of pass n, after `load` of its
+      first `stages` tiles.
+    Between `measure`, `round` and `add` there are barriers; `held` are bytes in shared memory.
+    """
+
+    columns: Columns
+    stages: int
+    held_bytes: int
+    held_weights: int
+    padded: int
+    load: Any
+    measure: Any
+    round: Any
+    add: Any
+
+
+# (weights[2] uint32, shared source): the bytes of two positions, each at the place of the lane's column of B.
+_load_weights = device_function(
+    "gecko_load_weights",
+    """
+__device__ __forceinline__ void gecko_load_weights(unsigned* weights, const void* source) {
+  unsigned bytes = *static_cast<const unsigned short*>(source), shift = threadIdx.x / 4 % 4 * 4;
+  weights[0] = __byte_perm(bytes, 0, 0x4444 - (4 << shift));
+  weights[1] = __byte_perm(bytes, 0, 0x4444 - (3 << shift));
+}
+""",
+)
+
+# (sums[8] int32, codes[8] uint32, weights[2] uint32): sums += the lane's vectors of two positions, times their weights.
+_add_codes = device_function(
+    "gecko_add_codes",
+    """
+__device__ __forceinline__ void gecko_add_codes(int* sums, const unsigned* codes, const unsigned* weights) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    int* d = sums + 4 * i;
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(codes[2 * i]), "r"(codes[2 * i + 1]), "r"(codes[2 * i + 4]), "r"(codes[2 * i + 5]),
+          "r"(weights[0]), "r"(weights[1]));
+  }
+}
+""",
+)
+
+# (values[4] fp32, sums[8] int32, unit): the sums of upper and of lower bytes, which are two lanes apart, as one: of
+# columns 2·t, 2·t + 1 of each 8 of the vector, t = lane mod 4.
+_join_sums = device_function(
+    "gecko_join_sums",
+    f"""
+__device__ __forceinline__ void gecko_join_sums(float* values, const int* sums, float unit) {{
+  bool upper = threadIdx.x % 4 < 2;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {{
+    int first = sums[i / 2 * 4 + i % 2], second = sums[i / 2 * 4 + i % 2 + 2];
+    int other = __shfl_xor_sync(0xffffffffu, upper ? second : first, 2);
+    values[i] = unit * fmaf(static_cast<float>(upper ? first : other), {UPPER}.0f,
+                            static_cast<float>(upper ? other : second));
+  }}
+}}
+""",
+)
+
+
+@functools.cache
+def codes_sum(value_size: int, longest: int) -> CodesSum:
+    """Of values [positions, V], at most `longest` positions; a block has THREADS threads and V whole vectors."""
+    vectors = value_size // WIDTH
+    warps = min(divide(vectors, ROWS), WARPS)
+    # Vectors of a position that a thread holds at a time: they share their addresses and weights.
+    together = min(divide(vectors, ROWS * warps), 2)
+    apart = warps * ROWS
+    threads, groups = warps * 32, WARPS // warps
+    stages = VECTORS // (2 * together)
+    padded = divide(longest, TILE * groups) * TILE * groups
+    held_weights = divide(padded, THREADS)
+
+    def first_column(i: Expr, r: Expr, thread: Expr) -> Expr:
+        return ((i * together + r // 2) * apart + thread // 4) * WIDTH + r % 2 * 8 + thread % 4 * 2
+
+    columns = Columns(threads, groups, divide(vectors, apart * together), 2 * together, 2, first_column)
+
+    def place(i: Expr, r: Expr, p: Expr, tx: Expr) -> Expr:
+        """Where the thread holds vector r of its tile's position p."""
+        return ((i % stages * together + r) * 2 + p) * (THREADS * WIDTH) + tx * WIDTH
+
+    @T.inline
+    def load(held, i, n, count, copy, tx):
+        for p in T.unroll(2):
+            for r in T.unroll(together):
+                vector: T.let = (n * together + r) * apart + tx % threads // 4
+                j: T.let = (i * groups + tx // threads) * TILE + tx % 4 * 2 + p
+                copy(
+                    T.address_of(held[place(i, r, p, tx)]),
+                    j,
+                    vector * WIDTH,
+                    tirx.all(j < count, vector < vectors, tx < threads * groups),
+                )
+        commit_copies()
+
+    @T.inline
+    def measure(largest, weights, tx):
+        maximum = T.alloc_buffer((1,), scope="local")
+        maximum[0] = weights[0]
+        for k in T.unroll(held_weights - 1):
+            maximum[0] = T.max(maximum[0], weights[k + 1])
+        maximum[0] = warp_maximum(maximum[0])
+        if tx % 32 == 0:
+            largest[tx // 32] = maximum[0]
+
+    @T.inline
+    def round_weights(weight_bytes, unit, largest, weights, tx):
+        steps = T.alloc_buffer((1,), scope="local")
+        integer = T.alloc_buffer((1,), "int32", scope="local")
+        upper = T.alloc_buffer((1,), "int32", scope="local")
+        unit[0] = f32(_TINY)
+        for warp in T.unroll(WARPS):
+            unit[0] = T.max(unit[0], largest[warp])
+        steps[0] = T.float32(LARGEST) / unit[0]
+        unit[0] = unit[0] * f32(1 / LARGEST)
+        for k in T.unroll(held_weights):
+            if k * THREADS + tx < padded:
+                integer[0] = T.Cast("int32", T.nearbyint(weights[k] * steps[0]))
+                upper[0] = T.shift_right(integer[0] + UPPER // 2, 8)
+                weight_bytes[0, k * THREADS + tx] = T.Cast("int8", upper[0])
+                weight_bytes[1, k * THREADS + tx] = T.Cast("int8", integer[0] - upper[0] * UPPER)
+
+    @T.inline
+    def add(sums, held, weight_bytes, unit, n, count, copy, tx):
+        products = T.alloc_buffer((8 * together,), "int32", scope="local")
+        codes = T.alloc_buffer((8,), "uint32", scope="local")
+        weights = T.alloc_buffer((2,), "uint32", scope="local")
+        if tx < threads * groups:
+            for k in T.unroll(8 * together):
+                products[k] = 0
+            for i in T.serial(divide(count, TILE * groups)):
+                wait_copies(stages - 1)
+                _load_weights(
+                    T.address_of(weights[0]),
+                    T.address_of(weight_bytes[tx % 32 // 16, (i * groups + tx // threads) * TILE + tx % 4 * 2]),
+                )
+                for r in T.unroll(together):
+                    for p in T.unroll(2):
+                        load_registers(T.address_of(codes[p * 4]), T.address_of(held[place(i, r, p, tx)]))
+                    _add_codes(T.address_of(products[r * 8]), T.address_of(codes[0]), T.address_of(weights[0]))
+                load(held, i + stages, n, count, copy, tx)
+            for r in T.unroll(together):
+                _join_sums(T.address_of(sums[r * 4]), T.address_of(products[r * 8]), unit[0])
+
+    return CodesSum(columns, stages, THREADS * VECTORS * WIDTH, held_weights, padded, load, measure, round_weights, add)
