@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
     device_function,
-    load_registers,
+    load_registers_8,
     wait_copies,
     warp_maximum,
 )
@@ -88,20 +88,16 @@ __device__ __forceinline__ void gecko_load_weights(unsigned* weights, const void
 """,
 )
 
-# (sums[8] int32, codes[8] uint32, weights[2] uint32): sums += the lane's vectors of two positions, times their weights.
+# (sums[4] int32, codes[4] uint32, weights[2] uint32): sums += half of the lane's vectors of two positions, times their
+# weights.
 _add_codes = device_function(
     "gecko_add_codes",
     """
 __device__ __forceinline__ void gecko_add_codes(int* sums, const unsigned* codes, const unsigned* weights) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    int* d = sums + 4 * i;
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(codes[2 * i]), "r"(codes[2 * i + 1]), "r"(codes[2 * i + 4]), "r"(codes[2 * i + 5]),
-          "r"(weights[0]), "r"(weights[1]));
-  }
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "r"(weights[0]), "r"(weights[1]));
 }
 """,
 )
@@ -138,8 +134,13 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
     padded = divide(longest, TILE * groups) * TILE * groups
     held_weights = divide(padded, THREADS)
 
+    def half_at(half: Expr, thread: Expr) -> Expr:
+        """Which 8 codes of a vector are the thread's first, its second half: in turn, so that no two of the 16 lanes
+        that read shared memory at a time have the same bank."""
+        return T.bitwise_xor(half, thread // 8 % 2) * 8
+
     def first_column(i: Expr, r: Expr, thread: Expr) -> Expr:
-        return ((i * together + r // 2) * apart + thread // 4) * WIDTH + r % 2 * 8 + thread % 4 * 2
+        return ((i * together + r // 2) * apart + thread // 4) * WIDTH + half_at(r % 2, thread) + thread % 4 * 2
 
     columns = Columns(threads, groups, divide(vectors, apart * together), 2 * together, 2, first_column)
 
@@ -149,16 +150,17 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
 
     @T.inline
     def load(held, i, n, count, copy, tx):
-        for p in T.unroll(2):
-            for r in T.unroll(together):
-                vector: T.let = (n * together + r) * apart + tx % threads // 4
-                j: T.let = (i * groups + tx // threads) * TILE + tx % 4 * 2 + p
-                copy(
-                    T.address_of(held[place(i, r, p, tx)]),
-                    j,
-                    vector * WIDTH,
-                    tirx.all(j < count, vector < vectors, tx < threads * groups),
-                )
+        if i * groups * TILE < count:
+            for p in T.unroll(2):
+                for r in T.unroll(together):
+                    vector: T.let = (n * together + r) * apart + tx % threads // 4
+                    j: T.let = (i * groups + tx // threads) * TILE + tx % 4 * 2 + p
+                    copy(
+                        T.address_of(held[place(i, r, p, tx)]),
+                        j,
+                        vector * WIDTH,
+                        tirx.all(j < count, vector < vectors, tx < threads * groups),
+                    )
         commit_copies()
 
     @T.inline
@@ -191,7 +193,7 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
     @T.inline
     def add(sums, held, weight_bytes, unit, n, count, copy, tx):
         products = T.alloc_buffer((8 * together,), "int32", scope="local")
-        codes = T.alloc_buffer((8,), "uint32", scope="local")
+        codes = T.alloc_buffer((4,), "uint32", scope="local")
         weights = T.alloc_buffer((2,), "uint32", scope="local")
         if tx < threads * groups:
             for k in T.unroll(8 * together):
@@ -203,9 +205,14 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
                     T.address_of(weight_bytes[tx % 32 // 16, (i * groups + tx // threads) * TILE + tx % 4 * 2]),
                 )
                 for r in T.unroll(together):
-                    for p in T.unroll(2):
-                        load_registers(T.address_of(codes[p * 4]), T.address_of(held[place(i, r, p, tx)]))
-                    _add_codes(T.address_of(products[r * 8]), T.address_of(codes[0]), T.address_of(weights[0]))
+                    for half in T.unroll(2):
+                        for p in T.unroll(2):
+                            load_registers_8(
+                                T.address_of(codes[p * 2]), T.address_of(held[place(i, r, p, tx) + half_at(half, tx)])
+                            )
+                        _add_codes(
+                            T.address_of(products[r * 8 + half * 4]), T.address_of(codes[0]), T.address_of(weights[0])
+                        )
                 load(held, i + stages, n, count, copy, tx)
             for r in T.unroll(together):
                 _join_sums(T.address_of(sums[r * 4]), T.address_of(products[r * 8]), unit[0])

@@ -57,14 +57,9 @@ def _in_16_bytes(dtype: str) -> int:
     return 128 // DataType(dtype).bits
 
 
-def _buffer(k: Expr, previous: Expr, parity: Expr) -> Expr:
-    """The chunk buffer of the window's position k, of which the previous chunk's come first."""
-    return T.Select(k < previous, 1 - parity, parity)
-
-
-def _offset(k: Expr, previous: Expr) -> Expr:
-    """Its place in there."""
-    return T.Select(k < previous, k, k - previous)
+def _place(j: Expr, turn: Any, places: Any) -> Expr:
+    """Where a part's position j is in a slot's two chunk buffers: `turn` of them are in the previous chunk's."""
+    return j + T.Select(j < turn[0], places[0], places[1])
 
 
 @T.inline
@@ -201,6 +196,9 @@ def attend(
         weight = T.alloc_buffer((1,), scope="local")
         unit = T.alloc_buffer((1,), scope="local")
         sums = T.alloc_buffer((runs * run,), scope="local")
+        cached = T.alloc_buffer((1,), "int32", scope="local")
+        turn = T.alloc_buffer((1,), "int32", scope="local")
+        places = T.alloc_buffer((2,), "int32", scope="local")
         lane: T.let = tx % 32
         first_feature: T.let = head * size
         column: T.let = tx % columns
@@ -226,40 +224,36 @@ def attend(
         length: T.let = part_length(visible, count)
         first: T.let = p * length
         present: T.let = T.min(length, visible - first)
-        # Those that are in the cache: the token itself is not.
-        cached: T.let = T.min(length, visible - 1 - first)
         has_token: T.let = first + present == visible
+        # Those that are in the cache: the token itself is not.
+        cached[0] = T.min(length, visible - 1 - first)
+        turn[0] = previous - first
+        places[0] = (1 - parity) * chunk_size + first
+        places[1] = parity * chunk_size + first - previous
 
         @T.inline
         def load_keys(j0):
             """held_keys = those of a team, `teams` apart, of positions from first + j0 on."""
             for i in T.unroll(key_loads):
-                if j0 + i * teams + tx // team < cached:
-                    k: T.let = first + j0 + i * teams + tx // team
+                if j0 + i * teams + tx // team < cached[0]:
+                    place: T.let = _place(j0 + i * teams + tx // team, turn, places)
                     for r in T.unroll(key_rounds):
                         if r * team + tx % team < key_vectors:
                             for v in T.vectorized(key_width):
                                 held_keys[i, r, v] = keys[
                                     slot,
-                                    _buffer(k, previous, parity),
-                                    _offset(k, previous),
+                                    place // chunk_size,
+                                    place % chunk_size,
                                     first_feature + (r * team + tx % team) * key_width + v,
                                 ]
 
         @T.inline
         def copy_vector(destination, j, first_column, exists):
             """16 bytes of the part's j-th value on their way; zeros, and nothing is read, unless it exists."""
-            k: T.let = first + j
+            place: T.let = _place(j, turn, places)
             copy_16_if(
                 destination,
-                T.address_of(
-                    values[
-                        slot,
-                        _buffer(k, previous, parity),
-                        _offset(k, previous),
-                        head * value_size + first_column,
-                    ]
-                ),
+                T.address_of(values[slot, place // chunk_size, place % chunk_size, head * value_size + first_column]),
                 T.Cast("int32", exists),
             )
 
@@ -270,7 +264,7 @@ def attend(
                 T.address_of(held_values[(i % VALUES * threads + tx) * width]),
                 i * groups + group,
                 (tile * columns + column) * width,
-                tirx.all(i * groups + group < cached, tile * columns + column < vectors, group < groups),
+                tirx.all(i * groups + group < cached[0], tile * columns + column < vectors, group < groups),
             )
             commit_copies()
 
@@ -279,7 +273,7 @@ def attend(
             """The thread's first vectors into the ring."""
             if multiplied:
                 for i in T.unroll(codes.stages):
-                    codes.load(held_values, i, tile, cached, copy_vector, tx)
+                    codes.load(held_values, i, tile, cached[0], copy_vector, tx)
             else:
                 for i in T.unroll(VALUES if streamed else 0):
                     load_value(i, tile)
@@ -295,17 +289,17 @@ def attend(
                 for p in T.unroll(width // 4):
                     widen(T.address_of(value[p * 4]), T.address_of(vector_bytes[p * (16 // width)]))
             else:
-                k: T.let = first + i * groups + group
+                place: T.let = _place(i * groups + group, turn, places)
                 for v in T.unroll(width):
                     value[v] = T.float32(0)
-                if k < first + cached and tile * columns + column < vectors and group < groups:
+                if i * groups + group < cached[0] and tile * columns + column < vectors and group < groups:
                     for v in T.unroll(width):
                         value[v] = T.Cast(
                             "float32",
                             values[
                                 slot,
-                                _buffer(k, previous, parity),
-                                _offset(k, previous),
+                                place // chunk_size,
+                                place % chunk_size,
                                 head * value_size + (tile * columns + column) * width + v,
                             ],
                         )
@@ -375,10 +369,10 @@ def attend(
             """A vector's successor is on its way as soon as it is used."""
             for v in T.unroll(width):
                 sums[v] = T.float32(0)
-            for i in T.serial((cached + groups - 1) // groups):
+            for i in T.serial((cached[0] + groups - 1) // groups):
                 read_value(i, tile)
                 weight[0] = T.if_then_else(
-                    i * groups + group < cached, factors[T.min(i * groups + group, longest - 1)], T.float32(0)
+                    i * groups + group < cached[0], factors[T.min(i * groups + group, longest - 1)], T.float32(0)
                 )
                 for v in T.unroll(width):
                     sums[v] = sums[v] + weight[0] * value[v]
@@ -391,14 +385,9 @@ def attend(
             if quantized:
                 for i in T.unroll(scale_rounds):
                     held_scales[i] = T.float32(0)
-                    if i * threads + tx < cached:
-                        k: T.let = first + i * threads + tx
-                        held_scales[i] = value_scales[
-                            slot,
-                            _buffer(k, previous, parity),
-                            _offset(k, previous),
-                            head,
-                        ]
+                    if i * threads + tx < cached[0]:
+                        place: T.let = _place(i * threads + tx, turn, places)
+                        held_scales[i] = value_scales[slot, place // chunk_size, place % chunk_size, head]
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)
             for k in T.unroll(pair_rounds):
@@ -430,21 +419,21 @@ def attend(
                     if r * team + tx % team < key_vectors:
                         for v in T.unroll(key_width):
                             held_query[chunk, r, v] = query[chunk, (r * team + tx % team) * key_width + v]
-            for step in T.serial((cached + teams * key_loads - 1) // (teams * key_loads)):
+            for step in T.serial((cached[0] + teams * key_loads - 1) // (teams * key_loads)):
                 if step > 0:
                     load_keys(step * teams * key_loads)
                 for i in T.unroll(key_loads):
                     j: T.let = (step * key_loads + i) * teams + tx // team
                     score[0] = T.float32(0)
-                    if j < cached:
+                    if j < cached[0]:
                         for r in T.unroll(key_rounds):
                             if r * team + tx % team < key_vectors:
                                 for v in T.unroll(key_width):
                                     score[0] = score[0] + T.Select(
-                                        first + j < previous, held_query[1, r, v], held_query[0, r, v]
+                                        j < turn[0], held_query[1, r, v], held_query[0, r, v]
                                     ) * load(held_keys, i, r, v)
                     score[0] = team_sum(score[0])
-                    if j < cached and tx % team == 0:
+                    if j < cached[0] and tx % team == 0:
                         scores[j] = score[0]
             if has_token and tx < 32:
                 score[0] = T.float32(0)
@@ -469,7 +458,7 @@ def attend(
                     numerators[k * threads + tx] = T.exp(scores[k * threads + tx] - maximum[0])
             if quantized:
                 for i in T.unroll(scale_rounds):
-                    if i * threads + tx < cached:
+                    if i * threads + tx < cached[0]:
                         held_scales[i] = held_scales[i] * numerators[i * threads + tx]
                         if not multiplied:
                             factors[i * threads + tx] = held_scales[i]
@@ -502,7 +491,7 @@ def attend(
                 if tile > 0:
                     begin_values(tile)
                 if multiplied:
-                    codes.add(sums, held_values, weight_bytes, unit, tile, cached, copy_vector, tx)
+                    codes.add(sums, held_values, weight_bytes, unit, tile, cached[0], copy_vector, tx)
                 else:
                     sum_values(tile)
                 if has_token:
