@@ -52,17 +52,16 @@ class Columns(NamedTuple):
 
 
 class CodesSum(NamedTuple):
-    """The sum of codes [positions, V] by weights [positions], of as many positions as there are.
+    """The sum of codes [positions, V] by weights [positions] ≥ 0: its buffers and inlines, which all threads call.
 
-    copy(destination, j, column, present): the vector of position j on its way into shared memory, zeros if it is not
-    `present`. Inlines, of which each thread calls each:
-    - load(held, i, n, count, copy, tx): what the thread needs of the i-th tile of its own in pass n, on its way.
-    - measure(largest [warps], weights [held], tx): the weights' largest of each warp. Weight k of a thread is that of
-      position k · THREADS + tx, zero if there is none; so are those of `round`.
-    - round(weight_bytes [2, padded], unit [1], largest, weights, tx): weights in units as bytes, upper and lower.
-    - add(sums [runs · run], held, weight_bytes, unit, n, count, copy, tx): the sums of pass n, after `load` of its
-      first `stages` tiles.
-    Between `measure`, `round` and `add` there are barriers; `held` are bytes in shared memory.
+    copy(destination, j, column, exists) has the vector of position j on its way into shared memory, or zeros.
+    - load(held, i, n, count, copy, tx): the thread's vectors of its i-th tile in pass n on their way, of `count`
+      positions. `held` [held_bytes] is in shared memory, a thread reads only what it has put there itself.
+    - round(weight_bytes, unit [1], weights [held_weights], tx): weights as numbers of units in `weight_bytes`
+      [2, padded], upper and lower ones. Weight k of a thread is that of position k · THREADS + tx, or zero. It ends
+      with a barrier.
+    - add(sums, held, weight_bytes, unit, n, count, copy, tx): the sums of pass n, whose first `stages` tiles have been
+      loaded.
     """
 
     columns: Columns
@@ -71,7 +70,6 @@ class CodesSum(NamedTuple):
     held_weights: int
     padded: int
     load: Any
-    measure: Any
     round: Any
     add: Any
 
@@ -124,7 +122,7 @@ __device__ __forceinline__ void gecko_join_sums(float* values, const int* sums, 
 @functools.cache
 def codes_sum(value_size: int, longest: int) -> CodesSum:
     """Of values [positions, V], at most `longest` positions; a block has THREADS threads and V whole vectors."""
-    vectors = value_size // WIDTH
+    vectors = divide(value_size, WIDTH)
     warps = min(divide(vectors, ROWS), WARPS)
     # Vectors of a position that a thread holds at a time: they share their addresses and weights.
     together = min(divide(vectors, ROWS * warps), 2)
@@ -164,31 +162,30 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
         commit_copies()
 
     @T.inline
-    def measure(largest, weights, tx):
+    def round_weights(weight_bytes, unit, weights, tx):
+        largest = T.alloc_buffer((WARPS,), scope="shared")
         maximum = T.alloc_buffer((1,), scope="local")
-        maximum[0] = weights[0]
-        for k in T.unroll(held_weights - 1):
-            maximum[0] = T.max(maximum[0], weights[k + 1])
-        maximum[0] = warp_maximum(maximum[0])
-        if tx % 32 == 0:
-            largest[tx // 32] = maximum[0]
-
-    @T.inline
-    def round_weights(weight_bytes, unit, largest, weights, tx):
         steps = T.alloc_buffer((1,), scope="local")
         integer = T.alloc_buffer((1,), "int32", scope="local")
         upper = T.alloc_buffer((1,), "int32", scope="local")
-        unit[0] = f32(_TINY)
+        maximum[0] = f32(_TINY)
+        for k in T.unroll(held_weights):
+            maximum[0] = T.max(maximum[0], weights[k])
+        maximum[0] = warp_maximum(maximum[0])
+        if tx % 32 == 0:
+            largest[tx // 32] = maximum[0]
+        T.tvm_storage_sync("shared")
         for warp in T.unroll(WARPS):
-            unit[0] = T.max(unit[0], largest[warp])
-        steps[0] = T.float32(LARGEST) / unit[0]
-        unit[0] = unit[0] * f32(1 / LARGEST)
+            maximum[0] = T.max(maximum[0], largest[warp])
+        steps[0] = f32(LARGEST) / maximum[0]
+        unit[0] = maximum[0] / f32(LARGEST)
         for k in T.unroll(held_weights):
             if k * THREADS + tx < padded:
                 integer[0] = T.Cast("int32", T.nearbyint(weights[k] * steps[0]))
-                upper[0] = T.shift_right(integer[0] + UPPER // 2, 8)
+                upper[0] = (integer[0] + UPPER // 2) // UPPER
                 weight_bytes[0, k * THREADS + tx] = T.Cast("int8", upper[0])
                 weight_bytes[1, k * THREADS + tx] = T.Cast("int8", integer[0] - upper[0] * UPPER)
+        T.tvm_storage_sync("shared")
 
     @T.inline
     def add(sums, held, weight_bytes, unit, n, count, copy, tx):
@@ -217,4 +214,4 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
             for r in T.unroll(together):
                 _join_sums(T.address_of(sums[r * 4]), T.address_of(products[r * 8]), unit[0])
 
-    return CodesSum(columns, stages, THREADS * VECTORS * WIDTH, held_weights, padded, load, measure, round_weights, add)
+    return CodesSum(columns, stages, THREADS * VECTORS * WIDTH, held_weights, padded, load, round_weights, add)

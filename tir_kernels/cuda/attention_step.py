@@ -111,14 +111,13 @@ def attend(
     team = min(32, 1 << (size // key_width - 1).bit_length())
     key_vectors = size // key_width
     key_rounds = -(-key_vectors // team)
-    # Values, by vectors: whole ones of codes are for the tensor cores.
+    # Values, by vectors. Whole ones of codes are for the tensor cores.
     width = math.gcd(value_size, _in_16_bytes(value_dtype))
     vectors = value_size // width
     streamed = width == _in_16_bytes(value_dtype)
     multiplied = quantized and streamed
-    codes = codes_sum(value_size if multiplied else 16, longest)
-    shared_columns = codes.columns if multiplied else _columns(vectors, width)
-    columns, groups, passes, runs, run, first_column = shared_columns
+    codes = codes_sum(value_size, longest)
+    columns, groups, passes, runs, run, first_column = codes.columns if multiplied else _columns(vectors, width)
     part = math.gcd(run, 4)
     threads = THREADS if multiplied else -(-groups * columns // 32) * 32
     teams = threads // team
@@ -172,7 +171,6 @@ def attend(
         # What values are multiplied by: codes by their scales too, on the tensor cores as bytes.
         factors = T.alloc_buffer((1 if multiplied else longest,), scope="shared") if quantized else numerators
         weight_bytes = T.alloc_buffer((2, codes.padded), "int8", scope="shared")
-        largest_weight = T.alloc_buffer((threads // 32,), scope="shared")
         # The largest magnitude of the token's value.
         largest = T.alloc_buffer((threads // 32,), scope="shared")
         # Of all groups but the first.
@@ -462,8 +460,6 @@ def attend(
                         held_scales[i] = held_scales[i] * numerators[i * threads + tx]
                         if not multiplied:
                             factors[i * threads + tx] = held_scales[i]
-            if multiplied:
-                codes.measure(largest_weight, held_scales, tx)
             if quantized and has_token:
                 score[0] = T.float32(0)
                 for tile in T.unroll(passes):
@@ -472,7 +468,10 @@ def attend(
                 score[0] = warp_maximum(score[0])
                 if lane == 0:
                     largest[tx // 32] = score[0]
-            T.tvm_storage_sync("shared")
+            if multiplied:
+                codes.round(weight_bytes, unit, held_scales, tx)
+            else:
+                T.tvm_storage_sync("shared")
             if tx < 32:
                 score[0] = T.float32(0)
                 for k in T.serial((present + 31) // 32):
@@ -484,9 +483,6 @@ def attend(
                     statistics[row, head, p, 1] = score[0]
 
             # 4. The weighted sum of values.
-            if multiplied:
-                codes.round(weight_bytes, unit, largest_weight, held_scales, tx)
-                T.tvm_storage_sync("shared")
             for tile in T.unroll(passes):
                 if tile > 0:
                     begin_values(tile)
