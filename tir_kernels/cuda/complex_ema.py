@@ -115,6 +115,12 @@ def norm_ema_step(
                 load_coefficients(tile, round_)
 
         @T.inline
+        def load_input(tile):
+            if tile * columns + column < vectors:
+                for v in T.vectorized(width):
+                    entering[v] = x[row, group * size + (tile * columns + column) * width + v]
+
+        @T.inline
         def load_state(tile, round_, slot):
             if tile * columns + column < vectors and round_ * parts + part < components:
                 for k in T.unroll(2):
@@ -138,18 +144,20 @@ def norm_ema_step(
         # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
         wait_for_predecessor()
+        load_input(0)
         load_state(0, 0, slot)
         update_moments(moments, x, row, group, size, tx % 32, slot, position, chunk_size, betas, eps, mean, var)
         for tile in T.serial(tiles):
             if tile > 0:
                 load_parameters(tile, 0)
+                load_input(tile)
                 load_state(tile, 0, slot)
             for v in T.vectorized(width):
                 total[v] = T.float32(0)
             if tile * columns + column < vectors and part < parts:
                 d: T.let = group * size + (tile * columns + column) * width
                 for v in T.vectorized(width):
-                    entering[v] = (x[row, d + v] - moments[0]) * moments[2] * scale[0, v] + scale[1, v]
+                    entering[v] = (entering[v] - moments[0]) * moments[2] * scale[0, v] + scale[1, v]
                 if part == 0:
                     for v in T.vectorized(width):
                         u[row, d + v] = entering[v]

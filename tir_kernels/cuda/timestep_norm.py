@@ -69,30 +69,49 @@ def _count(position, slot, chunk_size, done):  # type: ignore[no-untyped-def]
     return T.Cast("float32", position[slot, 0]) * f32(chunk_size) + T.Cast("float32", position[slot, 1] + done)
 
 
+# Values of a group that a lane keeps: those of groups of the usual sizes.
+HELD = 4
+
+
 @T.inline
 def update_moments(moments, x, row, group, size, lane, slot, position, chunk_size, betas, eps, mean, var):
     """moments[0], [1] = mean and variance of a group of one token, averaged with the past; [2] = 1/√(variance + ε).
 
     Every lane of a warp has the same, and has read mean and var of the slot.
     """
-    moments[0] = T.float32(0)
-    for k in T.serial((size + 31) // 32):
+    past = T.alloc_buffer((2,), scope="local")
+    weights = T.alloc_buffer((2,), scope="local")
+    held = T.alloc_buffer((HELD,), scope="local")
+    # All loads at once: nothing of them waits for the sums.
+    for k in T.unroll(HELD):
+        held[k] = T.float32(0)
         if k * 32 + lane < size:
-            moments[0] = moments[0] + x[row, group * size + k * 32 + lane]
+            held[k] = x[row, group * size + k * 32 + lane]
+    past[0] = mean[slot, group]
+    past[1] = var[slot, group]
+    weights[0] = average_weight(_count(position, slot, chunk_size, 1), betas[0])
+    weights[1] = average_weight(_count(position, slot, chunk_size, 1), betas[1])
+    moments[0] = T.float32(0)
+    for k in T.unroll(HELD):
+        moments[0] = moments[0] + held[k]
+    if size > HELD * 32:
+        for k in T.serial(HELD, (size + 31) // 32):
+            if k * 32 + lane < size:
+                moments[0] = moments[0] + x[row, group * size + k * 32 + lane]
     moments[0] = warp_sum(moments[0]) / T.float32(size)
     moments[1] = T.float32(0)
-    for k in T.serial((size + 31) // 32):
+    for k in T.unroll(HELD):
         if k * 32 + lane < size:
-            moments[1] = moments[1] + (x[row, group * size + k * 32 + lane] - moments[0]) * (
-                x[row, group * size + k * 32 + lane] - moments[0]
-            )
+            moments[1] = moments[1] + (held[k] - moments[0]) * (held[k] - moments[0])
+    if size > HELD * 32:
+        for k in T.serial(HELD, (size + 31) // 32):
+            if k * 32 + lane < size:
+                moments[1] = moments[1] + (x[row, group * size + k * 32 + lane] - moments[0]) * (
+                    x[row, group * size + k * 32 + lane] - moments[0]
+                )
     moments[1] = warp_sum(moments[1]) / T.float32(size)
-    moments[0] = mean[slot, group] + average_weight(_count(position, slot, chunk_size, 1), betas[0]) * (
-        moments[0] - mean[slot, group]
-    )
-    moments[1] = var[slot, group] + average_weight(_count(position, slot, chunk_size, 1), betas[1]) * (
-        moments[1] - var[slot, group]
-    )
+    for k in T.unroll(2):
+        moments[k] = past[k] + weights[k] * (moments[k] - past[k])
     moments[2] = T.float32(1) / T.sqrt(moments[1] + T.float32(eps))
 
 
