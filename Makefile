@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EMULATED := tests/tir_kernels/cuda
+# What is of a GPU, but runs on the CPU.
+EMULATED := tests/tir_kernels/cuda tests/test_gpu_benchmark.py
 # A linker is needed to compile; Zig's stands in where there is no C compiler.
 LINKER := $(shell command -v cc >/dev/null 2>&1 || echo "[cross]")
 
@@ -27,7 +28,7 @@ demo: $(VENV)/demo
 	$(BIN)/gecko-mlc bench gecko-demo --prompt-tokens 512 --decode-tokens 128 --repetitions 3
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(EMULATED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED:%=--ignore=%)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -44,7 +45,8 @@ wheel: $(VENV)/test
 	rm -rf dist build/lib
 	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
 
-# The CUDA kernels and functions, their generated source run on the CPU. Browsers come with their targets.
+# The CUDA kernels and functions, their generated source run on the CPU, and the GPU's benchmark. Browsers come with
+# their targets.
 test-devices: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED)
 
