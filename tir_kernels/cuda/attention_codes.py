@@ -1,15 +1,15 @@
 """The weighted sum of cached values that are int8 codes, on the tensor cores, for CUDA.
 
-`mma` multiplies bytes: the weights of positions are rounded to integers of two bytes, in steps of 2^-15 of the largest
+`mma` multiplies bytes: the weights of positions are rounded to integers of two bytes, in units of 2^-16 of the largest
 one. A word of four codes is of adjacent columns of one position, so A is codes as they lie in memory, and B has the
-position's weight on a diagonal: product [row, n] is column n mod 4 of the row's word, times upper bytes, times lower
-ones for n ≥ 4.
+weight of each position on a diagonal: product [row, n] is column n mod 4 of the row's words, by upper bytes, or by
+lower ones for n ≥ 4.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from gecko_mlc.tir_kernels.cuda.attention_sums import THREADS, VECTORS, Columns, ValueSum
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
     device_function,
@@ -24,54 +24,15 @@ from tvm.script import tirx as T
 
 Expr = Any
 
-THREADS = 256
 WARPS = THREADS // 32
-# Codes of a vector; vectors that a thread has on their way at a time.
-WIDTH, VECTORS = 16, 16
+# Codes of a vector.
+WIDTH = 16
 # Positions of a tile, two for each of the four lanes that share a row of A, and vectors of a position in it.
 TILE, ROWS = 8, 8
-# Steps of the largest weight, and of the upper one of its two bytes.
-LARGEST, UPPER = 127 * 256, 256
+# Units of the largest weight, and of the upper one of its two bytes.
+LARGEST, UPPER = 2**16 - 1, 256
 # Weights that are all below this are zero; its inverse is finite.
 _TINY = 1e-30
-
-
-class Columns(NamedTuple):
-    """How a block's threads share the columns of a head's values.
-
-    `threads` of them hold a row, in `passes`, a thread `runs` runs of `run` adjacent columns at a time; `groups` of so
-    many threads take positions in turn. first(i, r, thread) is the first column of a run, which may be beyond the last.
-    """
-
-    threads: int
-    groups: int
-    passes: int
-    runs: int
-    run: int
-    first: Callable[[Expr, Expr, Expr], Expr]
-
-
-class CodesSum(NamedTuple):
-    """The sum of codes [positions, V] by weights [positions] ≥ 0: its buffers and inlines, which all threads call.
-
-    copy(destination, j, column, exists) has the vector of position j on its way into shared memory, or zeros.
-    - load(held, i, n, count, copy, tx): the thread's vectors of its i-th tile in pass n on their way, of `count`
-      positions. `held` [held_bytes] is in shared memory, a thread reads only what it has put there itself.
-    - round(weight_bytes, unit [1], weights [held_weights], tx): weights as numbers of units in `weight_bytes`
-      [2, padded], upper and lower ones. Weight k of a thread is that of position k · THREADS + tx, or zero. It ends
-      with a barrier.
-    - add(sums, held, weight_bytes, unit, n, count, copy, tx): the sums of pass n, whose first `stages` tiles have been
-      loaded.
-    """
-
-    columns: Columns
-    stages: int
-    held_bytes: int
-    held_weights: int
-    padded: int
-    load: Any
-    round: Any
-    add: Any
 
 
 # (weights[2] uint32, shared source): the bytes of two positions, each at the place of the lane's column of B.
@@ -92,7 +53,7 @@ _add_codes = device_function(
     "gecko_add_codes",
     """
 __device__ __forceinline__ void gecko_add_codes(int* sums, const unsigned* codes, const unsigned* weights) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
       : "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "r"(weights[0]), "r"(weights[1]));
@@ -120,9 +81,9 @@ __device__ __forceinline__ void gecko_join_sums(float* values, const int* sums, 
 
 
 @functools.cache
-def codes_sum(value_size: int, longest: int) -> CodesSum:
-    """Of values [positions, V], at most `longest` positions; a block has THREADS threads and V whole vectors."""
-    vectors = divide(value_size, WIDTH)
+def codes_sum(value_size: int, longest: int) -> ValueSum:
+    """Of codes in whole vectors, at most `longest` positions."""
+    vectors = value_size // WIDTH
     warps = min(divide(vectors, ROWS), WARPS)
     # Vectors of a position that a thread holds at a time: they share their addresses and weights.
     together = min(divide(vectors, ROWS * warps), 2)
@@ -130,7 +91,6 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
     threads, groups = warps * 32, WARPS // warps
     stages = VECTORS // (2 * together)
     padded = divide(longest, TILE * groups) * TILE * groups
-    held_weights = divide(padded, THREADS)
 
     def half_at(half: Expr, thread: Expr) -> Expr:
         """Which 8 codes of a vector are the thread's first, its second half: in turn, so that no two of the 16 lanes
@@ -139,8 +99,6 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
 
     def first_column(i: Expr, r: Expr, thread: Expr) -> Expr:
         return ((i * together + r // 2) * apart + thread // 4) * WIDTH + half_at(r % 2, thread) + thread % 4 * 2
-
-    columns = Columns(threads, groups, divide(vectors, apart * together), 2 * together, 2, first_column)
 
     def place(i: Expr, r: Expr, p: Expr, tx: Expr) -> Expr:
         """Where the thread holds vector r of its tile's position p."""
@@ -162,15 +120,19 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
         commit_copies()
 
     @T.inline
-    def round_weights(weight_bytes, unit, weights, tx):
+    def begin(held, n, count, copy, tx):
+        for i in T.unroll(stages):
+            load(held, i, n, count, copy, tx)
+
+    @T.inline
+    def weigh(weights, unit, held_weights, tx):
         largest = T.alloc_buffer((WARPS,), scope="shared")
         maximum = T.alloc_buffer((1,), scope="local")
         steps = T.alloc_buffer((1,), scope="local")
         integer = T.alloc_buffer((1,), "int32", scope="local")
-        upper = T.alloc_buffer((1,), "int32", scope="local")
         maximum[0] = f32(_TINY)
-        for k in T.unroll(held_weights):
-            maximum[0] = T.max(maximum[0], weights[k])
+        for k in T.unroll(divide(longest, THREADS)):
+            maximum[0] = T.max(maximum[0], held_weights[k])
         maximum[0] = warp_maximum(maximum[0])
         if tx % 32 == 0:
             largest[tx // 32] = maximum[0]
@@ -179,27 +141,26 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
             maximum[0] = T.max(maximum[0], largest[warp])
         steps[0] = f32(LARGEST) / maximum[0]
         unit[0] = maximum[0] / f32(LARGEST)
-        for k in T.unroll(held_weights):
+        for k in T.unroll(divide(longest, THREADS)):
             if k * THREADS + tx < padded:
-                integer[0] = T.Cast("int32", T.nearbyint(weights[k] * steps[0]))
-                upper[0] = (integer[0] + UPPER // 2) // UPPER
-                weight_bytes[0, k * THREADS + tx] = T.Cast("int8", upper[0])
-                weight_bytes[1, k * THREADS + tx] = T.Cast("int8", integer[0] - upper[0] * UPPER)
+                integer[0] = T.Cast("int32", T.nearbyint(held_weights[k] * steps[0]))
+                weights[0, k * THREADS + tx] = T.Cast("uint8", integer[0] // UPPER)
+                weights[1, k * THREADS + tx] = T.Cast("uint8", integer[0] % UPPER)
         T.tvm_storage_sync("shared")
 
     @T.inline
-    def add(sums, held, weight_bytes, unit, n, count, copy, tx):
+    def add(sums, held, weights, unit, n, count, copy, read, tx):
         products = T.alloc_buffer((8 * together,), "int32", scope="local")
         codes = T.alloc_buffer((4,), "uint32", scope="local")
-        weights = T.alloc_buffer((2,), "uint32", scope="local")
+        words = T.alloc_buffer((2,), "uint32", scope="local")
         if tx < threads * groups:
             for k in T.unroll(8 * together):
                 products[k] = 0
             for i in T.serial(divide(count, TILE * groups)):
                 wait_copies(stages - 1)
                 _load_weights(
-                    T.address_of(weights[0]),
-                    T.address_of(weight_bytes[tx % 32 // 16, (i * groups + tx // threads) * TILE + tx % 4 * 2]),
+                    T.address_of(words[0]),
+                    T.address_of(weights[tx % 32 // 16, (i * groups + tx // threads) * TILE + tx % 4 * 2]),
                 )
                 for r in T.unroll(together):
                     for half in T.unroll(2):
@@ -208,10 +169,19 @@ def codes_sum(value_size: int, longest: int) -> CodesSum:
                                 T.address_of(codes[p * 2]), T.address_of(held[place(i, r, p, tx) + half_at(half, tx)])
                             )
                         _add_codes(
-                            T.address_of(products[r * 8 + half * 4]), T.address_of(codes[0]), T.address_of(weights[0])
+                            T.address_of(products[r * 8 + half * 4]), T.address_of(codes[0]), T.address_of(words[0])
                         )
                 load(held, i + stages, n, count, copy, tx)
             for r in T.unroll(together):
                 _join_sums(T.address_of(sums[r * 4]), T.address_of(products[r * 8]), unit[0])
 
-    return CodesSum(columns, stages, THREADS * VECTORS * WIDTH, held_weights, padded, load, round_weights, add)
+    return ValueSum(
+        Columns(threads, groups, divide(vectors, apart * together), 2 * together, 2, first_column),
+        THREADS,
+        THREADS * VECTORS * WIDTH,
+        (2, padded),
+        "uint8",
+        begin,
+        weigh,
+        add,
+    )

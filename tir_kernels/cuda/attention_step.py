@@ -8,23 +8,20 @@ import functools
 import math
 from typing import Any
 
-from gecko_mlc.tir_kernels.cuda.attention_codes import THREADS, Columns, codes_sum
+from gecko_mlc.tir_kernels.cuda.attention_codes import WIDTH, codes_sum
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
+from gecko_mlc.tir_kernels.cuda.attention_sums import in_16_bytes, values_sum
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     RESIDENT_BLOCKS,
-    commit_copies,
     copy_16_if,
     lane_sum,
     launch_dependents,
-    load_registers,
-    wait_copies,
     wait_for_predecessor,
     warp_maximum,
     warp_sum,
-    widen_vector,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES
+from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES, divide
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
 from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of, without_scales
 from tvm import DataType, tirx
@@ -34,13 +31,13 @@ Expr = Any
 
 # Blocks of `attend` for a sequence: three on each of the 132 multiprocessors of the large GPUs.
 RESIDENT, BLOCKS = 3, 396
-# Vectors of keys, of values, that a thread has on their way at a time.
-LOADS, VALUES = 8, 16
+# Vectors of keys that a thread has on their way at a time.
+LOADS = 8
 
 
 def parts(chunk_size: int, heads: int) -> int:
     """Parts that a window is split into; at least 32 positions each if the window is full."""
-    return max(1, min(-(-BLOCKS // heads), 2 * chunk_size // 32))
+    return max(1, min(divide(BLOCKS, heads), 2 * chunk_size // 32))
 
 
 def visible_positions(chunk: Expr, offset: Expr, chunk_size: int) -> Expr:
@@ -51,10 +48,6 @@ def visible_positions(chunk: Expr, offset: Expr, chunk_size: int) -> Expr:
 def part_length(visible: Expr, count: int) -> Expr:
     """Positions of each of `count` parts. The last parts may have fewer, or none, as short ones do not pay."""
     return T.max((visible + count - 1) // count, LOADS)
-
-
-def _in_16_bytes(dtype: str) -> int:
-    return 128 // DataType(dtype).bits
 
 
 def _place(j: Expr, turn: Any, places: Any) -> Expr:
@@ -70,16 +63,6 @@ def _normalize(scale, z, row, first, size, eps, lane):
         if k * 32 + lane < size:
             scale[0] = scale[0] + z[row, first + k * 32 + lane] * z[row, first + k * 32 + lane]
     scale[0] = T.float32(1) / T.sqrt(warp_sum(scale[0]) / T.float32(size) + T.float32(eps))
-
-
-def _columns(vectors: int, width: int) -> Columns:
-    """A thread has a vector of `width` at a time."""
-    threads = min(vectors, THREADS)
-
-    def first(i: Expr, r: Expr, thread: Expr) -> Expr:
-        return (i * threads + thread) * width
-
-    return Columns(threads, THREADS // threads, -(-vectors // threads), 1, width, first)
 
 
 @functools.cache
@@ -104,31 +87,27 @@ def attend(
     """
     size, half, value_size = z_dim // heads, z_dim // heads // 2, value_dim // heads
     count = parts(chunk_size, heads)
-    longest = max(-(-2 * chunk_size // count), LOADS)
+    longest = max(divide(2 * chunk_size, count), LOADS)
     quantized = value_dtype == "int8"
     # Scores: a team of lanes for each key.
-    key_width = math.gcd(size, _in_16_bytes(key_dtype))
+    key_width = math.gcd(size, in_16_bytes(key_dtype))
     team = min(32, 1 << (size // key_width - 1).bit_length())
     key_vectors = size // key_width
-    key_rounds = -(-key_vectors // team)
-    # Values, by vectors. Whole ones of codes are for the tensor cores.
-    width = math.gcd(value_size, _in_16_bytes(value_dtype))
-    vectors = value_size // width
-    streamed = width == _in_16_bytes(value_dtype)
-    multiplied = quantized and streamed
-    codes = codes_sum(value_size, longest)
-    columns, groups, passes, runs, run, first_column = codes.columns if multiplied else _columns(vectors, width)
+    key_rounds = divide(key_vectors, team)
+    # Values: whole vectors of codes are multiplied on the tensor cores.
+    if quantized and value_size % WIDTH == 0:
+        value_sum = codes_sum(value_size, longest)
+    else:
+        value_sum = values_sum(value_size, longest, value_dtype)
+    columns, groups, passes, runs, run, first_column = value_sum.columns
     part = math.gcd(run, 4)
-    threads = THREADS if multiplied else -(-groups * columns // 32) * 32
+    threads = value_sum.threads
     teams = threads // team
     # Keys that a team has on their way at a time.
-    key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
-    # Vectors of 16 bytes go through a ring in shared memory; a thread reads only what it has put there itself.
-    ring_bytes = codes.held_bytes if multiplied else VALUES * threads * 16
-    # So much of it that TVM asks for more than the usual, which the rest would exceed.
-    held_values_size = max(ring_bytes, USUAL_SHARED_BYTES + 16) // 16 * width if streamed else width
-    widen = widen_vector(value_dtype)
-    pair_rounds, scale_rounds = -(-half // threads), codes.held_weights if multiplied else -(-longest // threads)
+    key_loads = min(divide(longest, teams), LOADS // key_rounds if key_rounds < LOADS else 1)
+    # So much of dynamic shared memory that TVM asks for more than the usual, which the rest would exceed.
+    held_bytes = max(value_sum.held_bytes, USUAL_SHARED_BYTES + 16) if value_sum.held_bytes else 16
+    pair_rounds, weight_rounds = divide(half, threads), divide(longest, threads)
     load, convert, team_sum = loader(key_dtype), narrow(key_dtype), lane_sum(team)
     load_cached, narrow_value = loader(value_dtype), narrow(value_dtype)
 
@@ -168,9 +147,12 @@ def attend(
         own_key = T.alloc_buffer((size,), scope="shared")
         scores = T.alloc_buffer((longest,), scope="shared")
         numerators = T.alloc_buffer((longest,), scope="shared")
-        # What values are multiplied by: codes by their scales too, on the tensor cores as bytes.
-        factors = T.alloc_buffer((1 if multiplied else longest,), scope="shared") if quantized else numerators
-        weight_bytes = T.alloc_buffer((2, codes.padded), "int8", scope="shared")
+        # What values are multiplied by: codes by their scales too.
+        weights = (
+            T.alloc_buffer(value_sum.weights_shape, value_sum.weights_dtype, scope="shared")
+            if quantized
+            else numerators
+        )
         # The largest magnitude of the token's value.
         largest = T.alloc_buffer((threads // 32,), scope="shared")
         # Of all groups but the first.
@@ -183,10 +165,8 @@ def attend(
         rounded = T.alloc_buffer((2,), key_dtype, scope="local")
         held_query = T.alloc_buffer((2, key_rounds, key_width), scope="local")
         held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), key_dtype, scope="local")
-        held_scales = T.alloc_buffer((scale_rounds,), scope="local")
-        held_values = T.alloc_buffer((held_values_size,), value_dtype, scope="shared.dyn")
-        vector_bytes = T.alloc_buffer((4,), "uint32", scope="local")
-        value = T.alloc_buffer((width,), scope="local")
+        held_weights = T.alloc_buffer((weight_rounds,), scope="local")
+        held_values = T.alloc_buffer((held_bytes * 8 // DataType(value_dtype).bits,), value_dtype, scope="shared.dyn")
         own_value = T.alloc_buffer((passes, runs * run), scope="local")
         cached_value = T.alloc_buffer((run,), value_dtype, scope="local")
         score = T.alloc_buffer((1,), scope="local")
@@ -256,51 +236,14 @@ def attend(
             )
 
         @T.inline
-        def load_value(i, tile):
-            """The thread's vector of its i-th value into the ring."""
-            copy_vector(
-                T.address_of(held_values[(i % VALUES * threads + tx) * width]),
-                i * groups + group,
-                (tile * columns + column) * width,
-                tirx.all(i * groups + group < cached[0], tile * columns + column < vectors, group < groups),
-            )
-            commit_copies()
-
-        @T.inline
-        def begin_values(tile):
-            """The thread's first vectors into the ring."""
-            if multiplied:
-                for i in T.unroll(codes.stages):
-                    codes.load(held_values, i, tile, cached[0], copy_vector, tx)
-            else:
-                for i in T.unroll(VALUES if streamed else 0):
-                    load_value(i, tile)
-
-        @T.inline
-        def read_value(i, tile):
-            """value = the thread's vector of its i-th value, or zeros."""
-            if streamed:
-                wait_copies(VALUES - 1)
-                load_registers(
-                    T.address_of(vector_bytes[0]), T.address_of(held_values[(i % VALUES * threads + tx) * width])
+        def read_vector(value, width, j, first_column):
+            """value = `width` numbers of the part's j-th value."""
+            place: T.let = _place(j, turn, places)
+            for v in T.unroll(width):
+                value[v] = T.Cast(
+                    "float32",
+                    values[slot, place // chunk_size, place % chunk_size, head * value_size + first_column + v],
                 )
-                for p in T.unroll(width // 4):
-                    widen(T.address_of(value[p * 4]), T.address_of(vector_bytes[p * (16 // width)]))
-            else:
-                place: T.let = _place(i * groups + group, turn, places)
-                for v in T.unroll(width):
-                    value[v] = T.float32(0)
-                if i * groups + group < cached[0] and tile * columns + column < vectors and group < groups:
-                    for v in T.unroll(width):
-                        value[v] = T.Cast(
-                            "float32",
-                            values[
-                                slot,
-                                place // chunk_size,
-                                place % chunk_size,
-                                head * value_size + (tile * columns + column) * width + v,
-                            ],
-                        )
 
         @T.inline
         def load_pair(which, k):
@@ -362,30 +305,15 @@ def attend(
                     for v in T.unroll(run):
                         sums[r * run + v] = sums[r * run + v] + weight[0] * load_cached(cached_value, v)
 
-        @T.inline
-        def sum_values(tile):
-            """A vector's successor is on its way as soon as it is used."""
-            for v in T.unroll(width):
-                sums[v] = T.float32(0)
-            for i in T.serial((cached[0] + groups - 1) // groups):
-                read_value(i, tile)
-                weight[0] = T.if_then_else(
-                    i * groups + group < cached[0], factors[T.min(i * groups + group, longest - 1)], T.float32(0)
-                )
-                for v in T.unroll(width):
-                    sums[v] = sums[v] + weight[0] * value[v]
-                if streamed:
-                    load_value(i + VALUES, tile)
-
         if present > 0:
             load_keys(0)
-            begin_values(0)
+            value_sum.begin(held_values, 0, cached[0], copy_vector, tx)
             if quantized:
-                for i in T.unroll(scale_rounds):
-                    held_scales[i] = T.float32(0)
+                for i in T.unroll(weight_rounds):
+                    held_weights[i] = T.float32(0)
                     if i * threads + tx < cached[0]:
                         place: T.let = _place(i * threads + tx, turn, places)
-                        held_scales[i] = value_scales[slot, place // chunk_size, place % chunk_size, head]
+                        held_weights[i] = value_scales[slot, place // chunk_size, place % chunk_size, head]
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)
             for k in T.unroll(pair_rounds):
@@ -455,11 +383,9 @@ def attend(
                 if k * threads + tx < present:
                     numerators[k * threads + tx] = T.exp(scores[k * threads + tx] - maximum[0])
             if quantized:
-                for i in T.unroll(scale_rounds):
+                for i in T.unroll(weight_rounds):
                     if i * threads + tx < cached[0]:
-                        held_scales[i] = held_scales[i] * numerators[i * threads + tx]
-                        if not multiplied:
-                            factors[i * threads + tx] = held_scales[i]
+                        held_weights[i] = held_weights[i] * numerators[i * threads + tx]
             if quantized and has_token:
                 score[0] = T.float32(0)
                 for tile in T.unroll(passes):
@@ -468,10 +394,7 @@ def attend(
                 score[0] = warp_maximum(score[0])
                 if lane == 0:
                     largest[tx // 32] = score[0]
-            if multiplied:
-                codes.round(weight_bytes, unit, held_scales, tx)
-            else:
-                T.tvm_storage_sync("shared")
+            value_sum.weigh(weights, unit, held_weights, tx)
             if tx < 32:
                 score[0] = T.float32(0)
                 for k in T.serial((present + 31) // 32):
@@ -485,11 +408,8 @@ def attend(
             # 4. The weighted sum of values.
             for tile in T.unroll(passes):
                 if tile > 0:
-                    begin_values(tile)
-                if multiplied:
-                    codes.add(sums, held_values, weight_bytes, unit, tile, cached[0], copy_vector, tx)
-                else:
-                    sum_values(tile)
+                    value_sum.begin(held_values, tile, cached[0], copy_vector, tx)
+                value_sum.add(sums, held_values, weights, unit, tile, cached[0], copy_vector, read_vector, tx)
                 if has_token:
                     add_own_value(tile)
                 if groups > 1:
