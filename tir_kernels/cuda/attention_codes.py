@@ -106,23 +106,22 @@ def codes_sum(value_size: int, longest: int) -> ValueSum:
 
     @T.inline
     def load(held, i, n, count, copy, tx):
-        if i * groups * TILE < count:
-            for p in T.unroll(2):
-                for r in T.unroll(together):
-                    vector: T.let = (n * together + r) * apart + tx % threads // 4
-                    j: T.let = (i * groups + tx // threads) * TILE + tx % 4 * 2 + p
-                    copy(
-                        T.address_of(held[place(i, r, p, tx)]),
-                        j,
-                        vector * WIDTH,
-                        tirx.all(j < count, vector < vectors, tx < threads * groups),
-                    )
-        commit_copies()
+        for p in T.unroll(2):
+            for r in T.unroll(together):
+                vector: T.let = (n * together + r) * apart + tx % threads // 4
+                j: T.let = (i * groups + tx // threads) * TILE + tx % 4 * 2 + p
+                copy(
+                    T.address_of(held[place(i, r, p, tx)]),
+                    j,
+                    vector * WIDTH,
+                    tirx.all(j < count, vector < vectors, tx < threads * groups),
+                )
 
     @T.inline
     def begin(held, n, count, copy, tx):
         for i in T.unroll(stages):
             load(held, i, n, count, copy, tx)
+            commit_copies()
 
     @T.inline
     def weigh(weights, unit, held_weights, tx):
@@ -171,7 +170,10 @@ def codes_sum(value_size: int, longest: int) -> ValueSum:
                         _add_codes(
                             T.address_of(products[r * 8 + half * 4]), T.address_of(codes[0]), T.address_of(words[0])
                         )
-                load(held, i + stages, n, count, copy, tx)
+                # Most parts are not much longer than what was on its way from the begin.
+                if (i + stages) * groups * TILE < count:
+                    load(held, i + stages, n, count, copy, tx)
+                commit_copies()
             for r in T.unroll(together):
                 _join_sums(T.address_of(sums[r * 4]), T.address_of(products[r * 8]), unit[0])
 
