@@ -34,7 +34,6 @@ LARGEST, UPPER = 2**16 - 1, 256
 # Weights that are all below this are zero; its inverse is finite.
 _TINY = 1e-30
 
-
 # (weights[2] uint32, shared source): the bytes of two positions, each at the place of the lane's column of B.
 _load_weights = device_function(
     "gecko_load_weights",
@@ -47,8 +46,7 @@ __device__ __forceinline__ void gecko_load_weights(unsigned* weights, const void
 """,
 )
 
-# (sums[4] int32, codes[4] uint32, weights[2] uint32): sums += half of the lane's vectors of two positions, times their
-# weights.
+# (sums[4] int32, codes[4] uint32, weights[2] uint32): sums += codes · weights, of 8 codes of two positions each.
 _add_codes = device_function(
     "gecko_add_codes",
     """
@@ -90,11 +88,12 @@ def codes_sum(value_size: int, longest: int) -> ValueSum:
     apart = warps * ROWS
     threads, groups = warps * 32, WARPS // warps
     stages = VECTORS // (2 * together)
+    # Whole tiles for all groups, which together divide the block's threads: no thread has more weights for it.
     padded = divide(longest, TILE * groups) * TILE * groups
 
     def half_at(half: Expr, thread: Expr) -> Expr:
-        """Which 8 codes of a vector are the thread's first, its second half: in turn, so that no two of the 16 lanes
-        that read shared memory at a time have the same bank."""
+        """Where the half is in a vector: 8 lanes begin with its end, or the 16 that read shared memory at a time would
+        have half of its banks."""
         return T.bitwise_xor(half, thread // 8 % 2) * 8
 
     def first_column(i: Expr, r: Expr, thread: Expr) -> Expr:

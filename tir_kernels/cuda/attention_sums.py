@@ -1,4 +1,8 @@
-"""What a decoded token's attention adds up values with, for CUDA; `attention_codes` has the same for codes."""
+"""The weighted sum of cached values in the attention of a decoded token, for CUDA.
+
+A thread has vectors of a few positions on their way and adds them up in fp32. `attention_codes` has the same for codes
+in whole vectors of 16 bytes.
+"""
 
 import functools
 import math
@@ -60,7 +64,7 @@ def in_16_bytes(dtype: str) -> int:
 
 @functools.cache
 def values_sum(value_size: int, longest: int, dtype: str) -> ValueSum:
-    """Of values of `dtype`, at most `longest` positions; weights of codes are told to `weigh`, others are there."""
+    """Of values of `dtype`, at most `longest` positions. `weigh` stores weights of codes; others are in `weights`."""
     width = math.gcd(value_size, in_16_bytes(dtype))
     vectors = value_size // width
     columns = min(vectors, THREADS)
