@@ -75,6 +75,9 @@ def test_every_config_field(scheme: str, state_dtype: str | None) -> None:
     engine = engine_of(config, parameters, scheme, state_dtype=state_dtype)
     roundings = {"float32": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
     rounding = roundings[quantization(scheme).model_dtype] if state_dtype is None else 1e-2
+    if scheme == "q4f32_1":
+        # Single rows are integers of two bytes beside codes.
+        rounding = 1e-4
     tolerance = rounding * np.abs(expected).max()
     for split in ([len(tokens)], random_split(rng, len(tokens), 2 * config.chunk_size)):
         assert np.abs(feed(engine, tokens, split) - expected).max() < tolerance, split
