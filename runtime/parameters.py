@@ -30,7 +30,7 @@ TENSOR_CACHE = "tensor-cache.json"
 WORKING_FOLDER = ".conversion"
 CONVERSION = "conversion.json"
 # Shards that are read at a time: a disk is faster so, and the device's copies overlap.
-READERS = 8
+READERS = 16
 
 NUMPY_DTYPES: dict[str, Any] = {
     "float32": np.dtype(np.float32),

@@ -8,20 +8,22 @@ import functools
 import math
 from typing import Any
 
-from gecko_mlc.tir_kernels.cuda.attention_codes import WIDTH, codes_sum
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
-from gecko_mlc.tir_kernels.cuda.attention_sums import in_16_bytes, values_sum
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     RESIDENT_BLOCKS,
+    commit_copies,
     copy_16_if,
     lane_sum,
     launch_dependents,
+    load_registers,
+    wait_copies,
     wait_for_predecessor,
     warp_maximum,
     warp_sum,
+    widen_vector,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES, divide
+from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
 from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of, without_scales
 from tvm import DataType, tirx
@@ -29,15 +31,16 @@ from tvm.script import tirx as T
 
 Expr = Any
 
+THREADS = 256
 # Blocks of `attend` for a sequence: three on each of the 132 multiprocessors of the large GPUs.
 RESIDENT, BLOCKS = 3, 396
-# Vectors of keys that a thread has on their way at a time.
-LOADS = 8
+# Vectors of keys, of values, that a thread has on their way at a time: of codes fewer, for three blocks to fit.
+LOADS, VALUES, CODES = 8, 16, 12
 
 
 def parts(chunk_size: int, heads: int) -> int:
     """Parts that a window is split into; at least 32 positions each if the window is full."""
-    return max(1, min(divide(BLOCKS, heads), 2 * chunk_size // 32))
+    return max(1, min(-(-BLOCKS // heads), 2 * chunk_size // 32))
 
 
 def visible_positions(chunk: Expr, offset: Expr, chunk_size: int) -> Expr:
@@ -50,9 +53,18 @@ def part_length(visible: Expr, count: int) -> Expr:
     return T.max((visible + count - 1) // count, LOADS)
 
 
-def _place(j: Expr, turn: Any, places: Any) -> Expr:
-    """Where a part's position j is in a slot's two chunk buffers: `turn` of them are in the previous chunk's."""
-    return j + T.Select(j < turn[0], places[0], places[1])
+def _in_16_bytes(dtype: str) -> int:
+    return 128 // DataType(dtype).bits
+
+
+def _buffer(k: Expr, previous: Expr, parity: Expr) -> Expr:
+    """The chunk buffer of the window's position k, of which the previous chunk's come first."""
+    return T.Select(k < previous, 1 - parity, parity)
+
+
+def _offset(k: Expr, previous: Expr) -> Expr:
+    """Its place in there."""
+    return T.Select(k < previous, k, k - previous)
 
 
 @T.inline
@@ -87,27 +99,30 @@ def attend(
     """
     size, half, value_size = z_dim // heads, z_dim // heads // 2, value_dim // heads
     count = parts(chunk_size, heads)
-    longest = max(divide(2 * chunk_size, count), LOADS)
+    longest = max(-(-2 * chunk_size // count), LOADS)
     quantized = value_dtype == "int8"
     # Scores: a team of lanes for each key.
-    key_width = math.gcd(size, in_16_bytes(key_dtype))
+    key_width = math.gcd(size, _in_16_bytes(key_dtype))
     team = min(32, 1 << (size // key_width - 1).bit_length())
     key_vectors = size // key_width
-    key_rounds = divide(key_vectors, team)
-    # Values: whole vectors of codes are multiplied on the tensor cores.
-    if quantized and value_size % WIDTH == 0:
-        value_sum = codes_sum(value_size, longest)
-    else:
-        value_sum = values_sum(value_size, longest, value_dtype)
-    columns, groups, passes, runs, run, first_column = value_sum.columns
-    part = math.gcd(run, 4)
-    threads = value_sum.threads
+    key_rounds = -(-key_vectors // team)
+    # Values: `groups` positions at a time, each by as many threads as it has vectors.
+    width = math.gcd(value_size, _in_16_bytes(value_dtype))
+    part = math.gcd(width, 4)
+    vectors = value_size // width
+    columns = min(vectors, THREADS)
+    groups = THREADS // columns
+    threads = -(-groups * columns // 32) * 32
+    passes = -(-vectors // columns)
     teams = threads // team
     # Keys that a team has on their way at a time.
-    key_loads = min(divide(longest, teams), LOADS // key_rounds if key_rounds < LOADS else 1)
-    # So much of dynamic shared memory that TVM asks for more than the usual, which the rest would exceed.
-    held_bytes = max(value_sum.held_bytes, USUAL_SHARED_BYTES + 16) if value_sum.held_bytes else 16
-    pair_rounds, weight_rounds = divide(half, threads), divide(longest, threads)
+    key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
+    # Vectors of 16 bytes go through a ring in shared memory; a thread reads only what it has put there itself.
+    streamed, ring = width == _in_16_bytes(value_dtype), CODES if quantized else VALUES
+    # So much of it that TVM asks for more than the usual, which the rest would exceed.
+    held_vectors = max(ring * threads, USUAL_SHARED_BYTES // 16 + 1) if streamed else 1
+    widen = widen_vector(value_dtype)
+    pair_rounds, scale_rounds = -(-half // threads), -(-longest // threads)
     load, convert, team_sum = loader(key_dtype), narrow(key_dtype), lane_sum(team)
     load_cached, narrow_value = loader(value_dtype), narrow(value_dtype)
 
@@ -147,16 +162,11 @@ def attend(
         own_key = T.alloc_buffer((size,), scope="shared")
         scores = T.alloc_buffer((longest,), scope="shared")
         numerators = T.alloc_buffer((longest,), scope="shared")
-        # What values are multiplied by: codes by their scales too.
-        weights = (
-            T.alloc_buffer(value_sum.weights_shape, value_sum.weights_dtype, scope="shared")
-            if quantized
-            else numerators
-        )
-        # The largest magnitude of the token's value.
+        # What values are multiplied by: codes by their scales too. The largest magnitude of the token's value.
+        factors = T.alloc_buffer((longest,), scope="shared") if quantized else numerators
         largest = T.alloc_buffer((threads // 32,), scope="shared")
         # Of all groups but the first.
-        totals = T.alloc_buffer((max(groups - 1, 1), columns * runs * run), scope="shared")
+        totals = T.alloc_buffer((max(groups - 1, 1), columns * width), scope="shared")
         gains = T.alloc_buffer((pair_rounds, 2), scope="local")
         shifts = T.alloc_buffer((pair_rounds, 2), scope="local")
         scale = T.alloc_buffer((1,), scope="local")
@@ -165,18 +175,16 @@ def attend(
         rounded = T.alloc_buffer((2,), key_dtype, scope="local")
         held_query = T.alloc_buffer((2, key_rounds, key_width), scope="local")
         held_keys = T.alloc_buffer((key_loads, key_rounds, key_width), key_dtype, scope="local")
-        held_weights = T.alloc_buffer((weight_rounds,), scope="local")
-        held_values = T.alloc_buffer((held_bytes * 8 // DataType(value_dtype).bits,), value_dtype, scope="shared.dyn")
-        own_value = T.alloc_buffer((passes, runs * run), scope="local")
-        cached_value = T.alloc_buffer((run,), value_dtype, scope="local")
+        held_scales = T.alloc_buffer((scale_rounds,), scope="local")
+        held_values = T.alloc_buffer((held_vectors * width,), value_dtype, scope="shared.dyn")
+        vector_bytes = T.alloc_buffer((4,), "uint32", scope="local")
+        value = T.alloc_buffer((width,), scope="local")
+        own_value = T.alloc_buffer((passes, width), scope="local")
+        cached_value = T.alloc_buffer((width,), value_dtype, scope="local")
         score = T.alloc_buffer((1,), scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         weight = T.alloc_buffer((1,), scope="local")
-        unit = T.alloc_buffer((1,), scope="local")
-        sums = T.alloc_buffer((runs * run,), scope="local")
-        cached = T.alloc_buffer((1,), "int32", scope="local")
-        turn = T.alloc_buffer((1,), "int32", scope="local")
-        places = T.alloc_buffer((2,), "int32", scope="local")
+        sums = T.alloc_buffer((width,), scope="local")
         lane: T.let = tx % 32
         first_feature: T.let = head * size
         column: T.let = tx % columns
@@ -202,48 +210,70 @@ def attend(
         length: T.let = part_length(visible, count)
         first: T.let = p * length
         present: T.let = T.min(length, visible - first)
-        has_token: T.let = first + present == visible
         # Those that are in the cache: the token itself is not.
-        cached[0] = T.min(length, visible - 1 - first)
-        turn[0] = previous - first
-        places[0] = (1 - parity) * chunk_size + first
-        places[1] = parity * chunk_size + first - previous
+        cached: T.let = T.min(length, visible - 1 - first)
+        has_token: T.let = first + present == visible
 
         @T.inline
         def load_keys(j0):
             """held_keys = those of a team, `teams` apart, of positions from first + j0 on."""
             for i in T.unroll(key_loads):
-                if j0 + i * teams + tx // team < cached[0]:
-                    place: T.let = _place(j0 + i * teams + tx // team, turn, places)
+                if j0 + i * teams + tx // team < cached:
+                    k: T.let = first + j0 + i * teams + tx // team
                     for r in T.unroll(key_rounds):
                         if r * team + tx % team < key_vectors:
                             for v in T.vectorized(key_width):
                                 held_keys[i, r, v] = keys[
                                     slot,
-                                    place // chunk_size,
-                                    place % chunk_size,
+                                    _buffer(k, previous, parity),
+                                    _offset(k, previous),
                                     first_feature + (r * team + tx % team) * key_width + v,
                                 ]
 
         @T.inline
-        def copy_vector(destination, j, first_column, exists):
-            """16 bytes of the part's j-th value on their way; zeros, and nothing is read, unless it exists."""
-            place: T.let = _place(j, turn, places)
+        def load_value(i, tile):
+            """The thread's vector of its i-th value into the ring; nothing of one that does not exist."""
+            j: T.let = i * groups + group
+            k: T.let = first + T.min(j, T.max(cached - 1, 0))
             copy_16_if(
-                destination,
-                T.address_of(values[slot, place // chunk_size, place % chunk_size, head * value_size + first_column]),
-                T.Cast("int32", exists),
+                T.address_of(held_values[(i % ring * threads + tx) * width]),
+                T.address_of(
+                    values[
+                        slot,
+                        _buffer(k, previous, parity),
+                        _offset(k, previous),
+                        head * value_size + T.min(tile * columns + column, vectors - 1) * width,
+                    ]
+                ),
+                T.Cast("int32", tirx.all(j < cached, tile * columns + column < vectors, group < groups)),
             )
+            commit_copies()
 
         @T.inline
-        def read_vector(value, width, j, first_column):
-            """value = `width` numbers of the part's j-th value."""
-            place: T.let = _place(j, turn, places)
-            for v in T.unroll(width):
-                value[v] = T.Cast(
-                    "float32",
-                    values[slot, place // chunk_size, place % chunk_size, head * value_size + first_column + v],
+        def read_value(i, tile):
+            """value = the thread's vector of its i-th value, or zeros."""
+            if streamed:
+                wait_copies(ring - 1)
+                load_registers(
+                    T.address_of(vector_bytes[0]), T.address_of(held_values[(i % ring * threads + tx) * width])
                 )
+                for p in T.unroll(width // part):
+                    widen(T.address_of(value[p * part]), T.address_of(vector_bytes[p * (4 * part // width)]))
+            else:
+                k: T.let = first + i * groups + group
+                for v in T.unroll(width):
+                    value[v] = T.float32(0)
+                if k < first + cached and tile * columns + column < vectors and group < groups:
+                    for v in T.unroll(width):
+                        value[v] = T.Cast(
+                            "float32",
+                            values[
+                                slot,
+                                _buffer(k, previous, parity),
+                                _offset(k, previous),
+                                head * value_size + (tile * columns + column) * width + v,
+                            ],
+                        )
 
         @T.inline
         def load_pair(which, k):
@@ -272,15 +302,14 @@ def attend(
         def load_own_value():
             """own_value = the thread's vectors of the token's value, or zeros."""
             for tile in T.unroll(passes):
-                for v in T.unroll(runs * run):
+                for v in T.unroll(width):
                     own_value[tile, v] = T.float32(0)
-                for r in T.unroll(runs):
-                    if group == 0 and first_column(tile, r, column) < value_size:
-                        for k in T.unroll(run // part):
-                            for v in T.vectorized(part):
-                                own_value[tile, r * run + k * part + v] = fresh[
-                                    row, head * value_size + first_column(tile, r, column) + k * part + v
-                                ]
+                if group == 0 and tile * columns + column < vectors:
+                    for k in T.unroll(width // part):
+                        for v in T.vectorized(part):
+                            own_value[tile, k * part + v] = fresh[
+                                row, head * value_size + (tile * columns + column) * width + k * part + v
+                            ]
 
         @T.inline
         def add_own_value(tile):
@@ -294,26 +323,30 @@ def attend(
                 if tile == 0 and tx == 0:
                     value_scales[slot, parity, offset, head] = scale_of(score[0])
                 score[0] = inverse_of(score[0])
-            for r in T.unroll(runs):
-                if group == 0 and first_column(tile, r, column) < value_size:
-                    for v in T.unroll(run):
-                        cached_value[v] = convert_value(own_value[tile, r * run + v], score[0])
-                    for v in T.vectorized(run):
-                        values[slot, parity, offset, head * value_size + first_column(tile, r, column) + v] = (
-                            cached_value[v]
-                        )
-                    for v in T.unroll(run):
-                        sums[r * run + v] = sums[r * run + v] + weight[0] * load_cached(cached_value, v)
+            if group == 0 and tile * columns + column < vectors:
+                for v in T.unroll(width):
+                    cached_value[v] = convert_value(own_value[tile, v], score[0])
+                for v in T.vectorized(width):
+                    values[slot, parity, offset, head * value_size + (tile * columns + column) * width + v] = (
+                        cached_value[v]
+                    )
+                for v in T.unroll(width):
+                    sums[v] = sums[v] + weight[0] * load_cached(cached_value, v)
 
         if present > 0:
             load_keys(0)
-            value_sum.begin(held_values, 0, cached[0], copy_vector, tx)
+            for i in T.unroll(ring if streamed else 0):
+                load_value(i, 0)
             if quantized:
-                for i in T.unroll(weight_rounds):
-                    held_weights[i] = T.float32(0)
-                    if i * threads + tx < cached[0]:
-                        place: T.let = _place(i * threads + tx, turn, places)
-                        held_weights[i] = value_scales[slot, place // chunk_size, place % chunk_size, head]
+                for i in T.unroll(scale_rounds):
+                    if i * threads + tx < cached:
+                        k: T.let = first + i * threads + tx
+                        held_scales[i] = value_scales[
+                            slot,
+                            _buffer(k, previous, parity),
+                            _offset(k, previous),
+                            head,
+                        ]
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)
             for k in T.unroll(pair_rounds):
@@ -345,21 +378,21 @@ def attend(
                     if r * team + tx % team < key_vectors:
                         for v in T.unroll(key_width):
                             held_query[chunk, r, v] = query[chunk, (r * team + tx % team) * key_width + v]
-            for step in T.serial((cached[0] + teams * key_loads - 1) // (teams * key_loads)):
+            for step in T.serial((cached + teams * key_loads - 1) // (teams * key_loads)):
                 if step > 0:
                     load_keys(step * teams * key_loads)
                 for i in T.unroll(key_loads):
                     j: T.let = (step * key_loads + i) * teams + tx // team
                     score[0] = T.float32(0)
-                    if j < cached[0]:
+                    if j < cached:
                         for r in T.unroll(key_rounds):
                             if r * team + tx % team < key_vectors:
                                 for v in T.unroll(key_width):
                                     score[0] = score[0] + T.Select(
-                                        j < turn[0], held_query[1, r, v], held_query[0, r, v]
+                                        first + j < previous, held_query[1, r, v], held_query[0, r, v]
                                     ) * load(held_keys, i, r, v)
                     score[0] = team_sum(score[0])
-                    if j < cached[0] and tx % team == 0:
+                    if j < cached and tx % team == 0:
                         scores[j] = score[0]
             if has_token and tx < 32:
                 score[0] = T.float32(0)
@@ -383,18 +416,18 @@ def attend(
                 if k * threads + tx < present:
                     numerators[k * threads + tx] = T.exp(scores[k * threads + tx] - maximum[0])
             if quantized:
-                for i in T.unroll(weight_rounds):
-                    if i * threads + tx < cached[0]:
-                        held_weights[i] = held_weights[i] * numerators[i * threads + tx]
+                for i in T.unroll(scale_rounds):
+                    if i * threads + tx < cached:
+                        factors[i * threads + tx] = numerators[i * threads + tx] * held_scales[i]
             if quantized and has_token:
                 score[0] = T.float32(0)
                 for tile in T.unroll(passes):
-                    for v in T.unroll(runs * run):
+                    for v in T.unroll(width):
                         score[0] = T.max(score[0], T.abs(own_value[tile, v]))
                 score[0] = warp_maximum(score[0])
                 if lane == 0:
                     largest[tx // 32] = score[0]
-            value_sum.weigh(weights, unit, held_weights, tx)
+            T.tvm_storage_sync("shared")
             if tx < 32:
                 score[0] = T.float32(0)
                 for k in T.serial((present + 31) // 32):
@@ -405,28 +438,36 @@ def attend(
                     statistics[row, head, p, 0] = maximum[0]
                     statistics[row, head, p, 1] = score[0]
 
-            # 4. The weighted sum of values.
+            # 4. The weighted sum of values. A vector's successor is on its way as soon as it is used.
             for tile in T.unroll(passes):
                 if tile > 0:
-                    value_sum.begin(held_values, tile, cached[0], copy_vector, tx)
-                value_sum.add(sums, held_values, weights, unit, tile, cached[0], copy_vector, read_vector, tx)
+                    for i in T.unroll(ring if streamed else 0):
+                        load_value(i, tile)
+                for v in T.unroll(width):
+                    sums[v] = T.float32(0)
+                for i in T.serial((cached + groups - 1) // groups):
+                    read_value(i, tile)
+                    weight[0] = T.if_then_else(
+                        i * groups + group < cached, factors[T.min(i * groups + group, longest - 1)], T.float32(0)
+                    )
+                    for v in T.unroll(width):
+                        sums[v] = sums[v] + weight[0] * value[v]
+                    if streamed:
+                        load_value(i + ring, tile)
                 if has_token:
                     add_own_value(tile)
                 if groups > 1:
                     if group > 0 and group < groups:
-                        for v in T.unroll(runs * run):
-                            totals[group - 1, column * runs * run + v] = sums[v]
+                        for v in T.unroll(width):
+                            totals[group - 1, column * width + v] = sums[v]
                     T.tvm_storage_sync("shared")
                     if group == 0:
                         for g in T.unroll(groups - 1):
-                            for v in T.unroll(runs * run):
-                                sums[v] = sums[v] + totals[g, column * runs * run + v]
-                for r in T.unroll(runs):
-                    if group == 0 and first_column(tile, r, column) < value_size:
-                        for k in T.unroll(run // part):
-                            for v in T.vectorized(part):
-                                partial[row, head, p, first_column(tile, r, column) + k * part + v] = sums[
-                                    r * run + k * part + v
-                                ]
+                            for v in T.unroll(width):
+                                sums[v] = sums[v] + totals[g, column * width + v]
+                if group == 0 and tile * columns + column < vectors:
+                    for k in T.unroll(width // part):
+                        for v in T.vectorized(part):
+                            partial[row, head, p, (tile * columns + column) * width + k * part + v] = sums[k * part + v]
 
     return without_scales(kernel, value_dtype)

@@ -49,9 +49,9 @@ template <class T> void multiply_accumulate(Fragments<T>& mine) {
   });
 }
 
-template <class A, class B> struct ByteFragments { int sums[4]; A a[16]; B b[8]; };
-template <class A, class B> void multiply_accumulate_bytes(ByteFragments<A, B>& mine) {
-  together<ByteFragments<A, B>>(~0u, mine, [](unsigned, ByteFragments<A, B>* const* lanes) {
+struct ByteFragments { int sums[4]; uint8_t a[16]; int8_t b[8]; };
+inline void multiply_accumulate_bytes(ByteFragments& mine) {
+  together<ByteFragments>(~0u, mine, [](unsigned, ByteFragments* const* lanes) {
     int a[16][32], b[32][8];
     for (int lane = 0; lane < 32; ++lane)
       for (int v = 0; v < 16; ++v) {
@@ -119,16 +119,13 @@ inline void ptx_ex2_approx_ftz_f32(float& d, float x) { d = exp2f(x); }
 EMULATOR_MMA(f16, half)
 EMULATOR_MMA(bf16, nv_bfloat16)
 
-#define EMULATOR_BYTE_MMA(names, a_type, b_type, sum)                                                              \
-  inline void ptx_mma_sync_aligned_m16n8k32_row_col_s32_##names##_s32(                                             \
-      sum& d0, sum& d1, sum& d2, sum& d3, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,         \
-      unsigned b1, sum c0, sum c1, sum c2, sum c3) {                                                               \
-    unsigned a[] = {a0, a1, a2, a3}, b[] = {b0, b1};                                                               \
-    emulator::ByteFragments<a_type, b_type> mine{{int(c0), int(c1), int(c2), int(c3)}, {}, {}};                    \
-    memcpy(mine.a, a, sizeof a);                                                                                   \
-    memcpy(mine.b, b, sizeof b);                                                                                   \
-    emulator::multiply_accumulate_bytes(mine);                                                                     \
-    d0 = mine.sums[0], d1 = mine.sums[1], d2 = mine.sums[2], d3 = mine.sums[3];                                    \
-  }
-EMULATOR_BYTE_MMA(u8_s8, uint8_t, int8_t, unsigned)
-EMULATOR_BYTE_MMA(s8_u8, int8_t, uint8_t, int)
+inline void ptx_mma_sync_aligned_m16n8k32_row_col_s32_u8_s8_s32(
+    unsigned& d0, unsigned& d1, unsigned& d2, unsigned& d3, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+    unsigned b0, unsigned b1, unsigned c0, unsigned c1, unsigned c2, unsigned c3) {
+  unsigned a[] = {a0, a1, a2, a3}, b[] = {b0, b1};
+  emulator::ByteFragments mine{{int(c0), int(c1), int(c2), int(c3)}, {}, {}};
+  memcpy(mine.a, a, sizeof a);
+  memcpy(mine.b, b, sizeof b);
+  emulator::multiply_accumulate_bytes(mine);
+  d0 = mine.sums[0], d1 = mine.sums[1], d2 = mine.sums[2], d3 = mine.sums[3];
+}
