@@ -344,7 +344,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def test_ctrl_c_while_loading(home: Path) -> None:
-    process = start(home, "generate", "gecko-demo", "--prompt", "x")
+    process = start(home, "generate", "gecko-demo", "--prompt", "x", "--max-tokens", "1000000")
     assert process.stderr is not None
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
