@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from gecko_mlc.runtime import gpu, machine
@@ -29,7 +34,8 @@ def load() -> Any:
     if hide_torch:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        import tvm
+        with _interrupts_later():
+            import tvm
     finally:
         if hide_torch:
             del sys.modules["torch"]
@@ -41,6 +47,29 @@ def load() -> Any:
     if extra.exists():
         ctypes.CDLL(str(extra), mode=ctypes.RTLD_GLOBAL)
     return tvm
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C counts when the block has ended: where extension modules are imported, what it raises is lost, or becomes
+    another error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        # None is a handler that Python did not install.
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def load_cuda() -> ctypes.CDLL:
