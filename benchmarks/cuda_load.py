@@ -136,13 +136,14 @@ def first_token(library: Path, folder: Path) -> dict[str, float]:
     """Seconds of the stages, each from the end of the one before."""
     times = [time.perf_counter()]
     from gecko_mlc.runtime.engine import Engine
-    from gecko_mlc.runtime.library import Library
-    from gecko_mlc.runtime.parameters import load_parameters
+    from gecko_mlc.runtime.library import Library, check_library
+    from gecko_mlc.runtime.parameters import ParameterReader
 
     times.append(time.perf_counter())
-    opened = Library(library)
-    times.append(time.perf_counter())
-    parameters = load_parameters(folder, opened.metadata.parameters, opened.device)
+    with ParameterReader(folder, check_library(library).parameters) as reader:
+        opened = Library(library)
+        times.append(time.perf_counter())
+        parameters = reader.load(opened.device)
     times.append(time.perf_counter())
     engine = Engine(opened, parameters)
     engine.extend(0, range(16))

@@ -12,7 +12,7 @@ from gecko_mlc.runtime.cuda_graph import Stream, stream_of
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.metadata import read_metadata
 
-from gecko_mlc.abi import FUNCTIONS, TargetSpec
+from gecko_mlc.abi import FUNCTIONS, Metadata, TargetSpec
 
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -25,9 +25,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _check_architecture(path)
-        self.metadata = read_metadata(path)
-        _check_cpu(path, self.metadata.target)
+        self.metadata = check_library(path)
         tvm = tvm_runtime.load()
         from tvm.runtime.vm import VirtualMachine
 
@@ -41,6 +39,17 @@ class Library:
         except Exception as error:  # TVM and the dynamic linker raise many kinds.
             raise GeckoError(f"{path}: not a library of gecko-mlc: {str(error).strip().splitlines()[-1]}") from None
         self.functions: dict[str, Callable[..., Any]] = {name: self._machine[name] for name in FUNCTIONS}
+
+
+def check_library(path: Path) -> Metadata:
+    """The metadata of a library that can run on this machine, as far as can be told without loading it.
+
+    Raises `GeckoError` for a file that is no library, or one of another ABI, architecture or CPU.
+    """
+    _check_architecture(path)
+    metadata = read_metadata(path)
+    _check_cpu(path, metadata.target)
+    return metadata
 
 
 def _check_architecture(path: Path) -> None:

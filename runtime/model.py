@@ -10,11 +10,13 @@ from gecko_mlc.runtime.conversation import turn
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.generation import Generation, GenerationOptions
-from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.library import Library, check_library
 from gecko_mlc.runtime.model_folder import ChatConfig, read_chat_config
-from gecko_mlc.runtime.parameters import load_parameters
+from gecko_mlc.runtime.parameters import ParameterReader
 from gecko_mlc.runtime.sampling import Sampling
 from gecko_mlc.runtime.tokenizer import Tokenizer
+
+from gecko_mlc.abi import Metadata
 
 
 class Model:
@@ -30,10 +32,12 @@ class Model:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.folder, self.chat_config = folder, read_chat_config(folder)
-        library = Library(model_lib)
-        check_fit(self.chat_config, library)
-        self.engine = Engine(library, load_parameters(folder, library.metadata.parameters, library.device, progress))
-        self.library = library
+        metadata = check_library(model_lib)
+        check_fit(self.chat_config, model_lib, metadata)
+        # The disk is busy while TVM and the library are loaded.
+        with ParameterReader(folder, metadata.parameters) as reader:
+            self.library = Library(model_lib)
+            self.engine = Engine(self.library, reader.load(self.library.device, progress))
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -122,12 +126,11 @@ class Conversation:
         return self._last
 
 
-def check_fit(chat_config: ChatConfig, library: Library) -> None:
+def check_fit(chat_config: ChatConfig, model_lib: Path, metadata: Metadata) -> None:
     """Refuse a library of another model or quantization, naming what differs."""
-    metadata = library.metadata
     if metadata.quantization != chat_config.quantization:
         raise GeckoError(
-            f"{library.path}: compiled for {metadata.quantization}, the model folder is"
+            f"{model_lib}: compiled for {metadata.quantization}, the model folder is"
             f" {chat_config.quantization}; compile one with --quantization {chat_config.quantization}"
         )
     differing = [
@@ -137,5 +140,5 @@ def check_fit(chat_config: ChatConfig, library: Library) -> None:
     ]
     if differing:
         raise GeckoError(
-            f"{library.path}: compiled for another model: {', '.join(differing)}; compile one for this folder"
+            f"{model_lib}: compiled for another model: {', '.join(differing)}; compile one for this folder"
         )

@@ -11,7 +11,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -154,65 +154,78 @@ def _shard_path(folder: Path, shard: ShardRecord) -> Path:
     return file
 
 
-def load_parameters(
-    folder: Path,
-    expected: Sequence[Parameter],
-    device: Any,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Any]:
-    """The tensors of `expected`, in its order, on `device`; those with a layout made of their codes and scales.
+class ParameterReader:
+    """The tensors of `expected` in a model folder, which threads begin to read at once, until the block ends.
 
-    Raises `GeckoError` when one is missing or has another shape or dtype, and when a shard's sha256, or md5 where there
-    is none, is another. `progress` is told bytes done and bytes in all. Tensors of the folder that are not expected are
-    not read.
+    Tensors of the folder that are not expected are not read. Raises `GeckoError` when one is missing or has another
+    shape or dtype.
     """
-    cache = read_tensor_cache(folder)
-    found = {record.name: record for shard in cache.records for record in shard.records}
-    owners = {stored.name: spec for spec in expected for stored in spec.stored()}
-    for spec in (stored for parameter in expected for stored in parameter.stored()):
-        record = found.get(spec.name)
-        if record is None:
-            raise GeckoError(f"{folder}: the tensor {spec.name} {list(spec.shape)} is missing")
-        if record.shape != spec.shape or record.dtype != spec.dtype:
-            raise GeckoError(
-                f"{folder}: {spec.name} is {list(record.shape)} {record.dtype}, the library expects"
-                f" {list(spec.shape)} {spec.dtype}; was it compiled for another model or quantization?"
-            )
-    memory = Memory(device, expected)
-    total = sum(found[name].nbytes for name in owners)
-    done, tensors = 0, {}
-    parts: dict[str, np.ndarray] = {}  # Of parameters whose other part has not come yet.
-    shards = [shard for shard in cache.records if any(record.name in owners for record in shard.records)]
-    for shard, data in zip(shards, _read_ahead(folder, shards), strict=True):
-        for record in shard.records:
-            if record.name not in owners:
-                continue
-            spec = owners[record.name]
-            raw = data[record.byteOffset : record.byteOffset + record.nbytes]
-            value = raw.view(record.stored_dtype).astype(NUMPY_DTYPES[record.dtype], copy=False).reshape(record.shape)
-            done += record.nbytes
-            progress(done, total)
-            if spec.layout is not None:
-                parts[record.name] = value.copy()
-                names = [stored.name for stored in spec.stored()]
-                if not all(name in parts for name in names):
+
+    def __init__(self, folder: Path, expected: Sequence[Parameter]) -> None:
+        cache = read_tensor_cache(folder)
+        found = {record.name: record for shard in cache.records for record in shard.records}
+        self._owners = {stored.name: parameter for parameter in expected for stored in parameter.stored()}
+        for spec in (stored for parameter in expected for stored in parameter.stored()):
+            record = found.get(spec.name)
+            if record is None:
+                raise GeckoError(f"{folder}: the tensor {spec.name} {list(spec.shape)} is missing")
+            if record.shape != spec.shape or record.dtype != spec.dtype:
+                raise GeckoError(
+                    f"{folder}: {spec.name} is {list(record.shape)} {record.dtype}, the library expects"
+                    f" {list(spec.shape)} {spec.dtype}; was it compiled for another model or quantization?"
+                )
+        self._folder, self._expected = folder, expected
+        self._total = sum(found[name].nbytes for name in self._owners)
+        self._shards = [s for s in cache.records if any(record.name in self._owners for record in s.records)]
+        self._pool = ThreadPoolExecutor(READERS)
+        self._reads = deque(self._begin(shard, np.empty(0, np.uint8)) for shard in self._shards[:READERS])
+
+    def __enter__(self) -> ParameterReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def load(self, device: Any, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Any]:
+        """The tensors, in the order of `expected`, on `device`; those with a layout made of their codes and scales.
+        `progress` is told bytes done and bytes in all.
+
+        Raises `GeckoError` when a shard's sha256, or md5 where there is none, is another.
+        """
+        memory = Memory(device, self._expected)
+        done, tensors = 0, {}
+        parts: dict[str, np.ndarray] = {}  # Of parameters whose other part has not come yet.
+        for shard, data in zip(self._shards, self._contents(), strict=True):
+            for record in shard.records:
+                if record.name not in self._owners:
                     continue
-                q_weight, q_scale = (parts.pop(name) for name in names)
-                value = spec.layout.pack(q_weight, q_scale, spec.inputs)
-            tensors[spec.name] = memory.empty(spec.shape, spec.dtype)
-            copy_into(tensors[spec.name], value)
-    return [tensors[spec.name] for spec in expected]
+                spec = self._owners[record.name]
+                raw = data[record.byteOffset : record.byteOffset + record.nbytes]
+                value = raw.view(record.stored_dtype).astype(NUMPY_DTYPES[record.dtype], copy=False)
+                value = value.reshape(record.shape)
+                done += record.nbytes
+                progress(done, self._total)
+                if spec.layout is not None:
+                    parts[record.name] = value.copy()
+                    names = [stored.name for stored in spec.stored()]
+                    if not all(name in parts for name in names):
+                        continue
+                    q_weight, q_scale = (parts.pop(name) for name in names)
+                    value = spec.layout.pack(q_weight, q_scale, spec.inputs)
+                tensors[spec.name] = memory.empty(spec.shape, spec.dtype)
+                copy_into(tensors[spec.name], value)
+        return [tensors[spec.name] for spec in self._expected]
 
-
-def _read_ahead(folder: Path, shards: Sequence[ShardRecord]) -> Iterator[np.ndarray]:
-    """The bytes of each shard, until the next is asked for; the next ones are read and checked meanwhile."""
-    with ThreadPoolExecutor(READERS) as pool:
-        reads = deque(pool.submit(_read, folder, shard, np.empty(0, np.uint8)) for shard in shards[:READERS])
-        for i in range(len(shards)):
-            buffer, size = reads.popleft().result()
+    def _contents(self) -> Iterator[np.ndarray]:
+        """The bytes of each shard, until the next is asked for; the next ones are read and checked meanwhile."""
+        for i in range(len(self._shards)):
+            buffer, size = self._reads.popleft().result()
             yield buffer[:size]
-            if i + READERS < len(shards):
-                reads.append(pool.submit(_read, folder, shards[i + READERS], buffer))
+            if i + READERS < len(self._shards):
+                self._reads.append(self._begin(self._shards[i + READERS], buffer))
+
+    def _begin(self, shard: ShardRecord, buffer: np.ndarray) -> Future[tuple[np.ndarray, int]]:
+        return self._pool.submit(_read, self._folder, shard, buffer)
 
 
 def _read(folder: Path, shard: ShardRecord, buffer: np.ndarray) -> tuple[np.ndarray, int]:

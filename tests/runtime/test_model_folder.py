@@ -15,7 +15,7 @@ import tvm
 from conftest import small_config
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.files import atomic_write, read_json
-from gecko_mlc.runtime.parameters import check_folder, load_parameters, read_tensor_cache
+from gecko_mlc.runtime.parameters import ParameterReader, check_folder, read_tensor_cache
 from tvm.contrib.tvmjs import dump_tensor_cache
 
 from gecko_mlc.abi import Parameter
@@ -101,6 +101,11 @@ def test_check_finds_a_flipped_bit_and_a_nan(folder: Path) -> None:
     assert "not all values are finite" in faults
 
 
+def load(folder: Path, expected: list[Parameter]) -> list[Any]:
+    with ParameterReader(folder, expected) as reader:
+        return reader.load(tvm.cpu())
+
+
 @pytest.mark.parametrize("checksum", ["sha256", "md5"])
 def test_a_flipped_bit_is_found_at_load(checksum: str, folder: Path) -> None:
     """By the sha256, or the md5 in folders of MLC's, which have no other."""
@@ -110,14 +115,14 @@ def test_a_flipped_bit_is_found_at_load(checksum: str, folder: Path) -> None:
         for record in index["records"]:
             del record["sha256"]
         (folder / "tensor-cache.json").write_text(json.dumps(index))
-    load_parameters(folder, [parameter], tvm.cpu())
+    load(folder, [parameter])
     shard = folder / "params_shard_0.bin"
     data = bytearray(shard.read_bytes())
     data[5] ^= 1
     shard.write_bytes(data)
     message = f"params_shard_0.bin: the {checksum} differs from tensor-cache.json: the file is damaged; convert the"
     with pytest.raises(GeckoError, match=message):
-        load_parameters(folder, [parameter], tvm.cpu())
+        load(folder, [parameter])
 
 
 @pytest.mark.parametrize("encode_format", ["raw", "f32-to-bf16"])
@@ -145,7 +150,7 @@ def test_a_folder_of_tvms_own(encode_format: str, tmp_path: Path) -> None:
     expected = [values["norm"], values["half"], values["brain"], layout.pack(q_weight, q_scale, 70)]
     if encode_format == "f32-to-bf16":
         expected[0] = values["norm"].astype(ml_dtypes.bfloat16).astype(np.float32)
-    for loaded, value in zip(load_parameters(tmp_path, [*dense, layer], tvm.cpu()), expected, strict=True):
+    for loaded, value in zip(load(tmp_path, [*dense, layer]), expected, strict=True):
         assert loaded.numpy().tobytes() == value.tobytes()
     assert check_folder(tmp_path) == []
 

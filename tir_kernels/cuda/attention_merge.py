@@ -98,15 +98,12 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
                 shifts[k] = beta[2, head * size + k * 32 + lane]
         # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
-        wait_for_predecessor()
-
         visible: T.let = visible_positions(position[slot, 0], position[slot, 1], chunk_size)
         length: T.let = part_length(visible, count)
         present: T.let = (visible + length - 1) // length
         # The memory is zero in the first two chunks.
         features: T.let = T.Select(position[slot, 0] >= 2, size, 0)
 
-        # 1. All loads at once. What does not exist is loaded too, but not used: the position is still on its way.
         @T.inline
         def load_memory(i, a):
             """held_memory[i] = a vector of feature a's row."""
@@ -122,6 +119,13 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
                     for v in T.vectorized(part):
                         held_partial[i, k * part + v] = partial[row, head, j, column + k * part + v]
 
+        # 1. The memory arrives while the predecessor ends, then all else, at once. What does not exist is loaded too,
+        # but not used.
+        for i in T.unroll(memory_loads):
+            for v in T.unroll(width):
+                held_memory[i, v] = T.Cast(dtype, T.float32(0))
+            load_memory(i, i * groups + group)
+        wait_for_predecessor()
         for k in T.unroll(statistic_rounds):
             if k * 32 + lane < count:
                 for v in T.vectorized(2):
@@ -129,10 +133,6 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
         for k in T.unroll(rounds):
             if k * 32 + lane < size:
                 aq[k] = z[row, head * size + k * 32 + lane]
-        for i in T.unroll(memory_loads):
-            for v in T.unroll(width):
-                held_memory[i, v] = T.Cast(dtype, T.float32(0))
-            load_memory(i, i * groups + group)
         for i in T.unroll(part_loads):
             for v in T.unroll(width):
                 held_partial[i, v] = T.float32(0)

@@ -201,8 +201,6 @@ def attend(
                     shifts[k, v] = beta[0, first_feature + (k * threads + tx) * 2 + v]
         # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
-        wait_for_predecessor()
-
         parity: T.let = position[slot, 0] % 2
         offset: T.let = position[slot, 1]
         visible: T.let = visible_positions(position[slot, 0], offset, chunk_size)
@@ -333,6 +331,7 @@ def attend(
                 for v in T.unroll(width):
                     sums[v] = sums[v] + weight[0] * load_cached(cached_value, v)
 
+        # Keys and values of earlier tokens arrive while the predecessor ends.
         if present > 0:
             load_keys(0)
             for i in T.unroll(ring if streamed else 0):
@@ -347,6 +346,8 @@ def attend(
                             _offset(k, previous),
                             head,
                         ]
+        wait_for_predecessor()
+        if present > 0:
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)
             for k in T.unroll(pair_rounds):

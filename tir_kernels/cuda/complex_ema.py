@@ -11,7 +11,7 @@ from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, launch_dependents, wait_for_predecessor
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.cuda.timestep_norm import update_moments
+from gecko_mlc.tir_kernels.cuda.timestep_norm import load_average, update_moments
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -94,6 +94,7 @@ def norm_ema_step(
         group = T.launch_thread("blockIdx.x", groups)
         row = T.launch_thread("blockIdx.y", b)
         tx = T.launch_thread("threadIdx.x", threads)
+        average = T.alloc_buffer((4,), scope="local")
         moments = T.alloc_buffer((3,), scope="local")
         q = T.alloc_buffer((5, width), scope="local")
         h = T.alloc_buffer((2, width), scope="local")
@@ -139,14 +140,15 @@ def norm_ema_step(
                         ]
 
         launch_dependents()
-        # The first of the parameters, in the usual sizes all, arrive while the predecessor ends.
+        # The first of the parameters and of the state, in the usual sizes all, arrive while the predecessor ends.
         load_parameters(0, 0)
         # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
+        load_state(0, 0, slot)
+        load_average(average, group, slot, position, chunk_size, betas, mean, var)
         wait_for_predecessor()
         load_input(0)
-        load_state(0, 0, slot)
-        update_moments(moments, x, row, group, size, tx % 32, slot, position, chunk_size, betas, eps, mean, var)
+        update_moments(moments, x, row, group, size, tx % 32, average, eps)
         for tile in T.serial(tiles):
             if tile > 0:
                 load_parameters(tile, 0)

@@ -83,8 +83,9 @@ def take_current(vocab_size: int, dim: int, scale: float, weights: WeightFormat,
         row = T.launch_thread("blockIdx.x", b)
         block = T.launch_thread("blockIdx.y", blocks)
         tx = T.launch_thread("threadIdx.x", THREADS)
-        launch_dependents()
+        # Once this has been waited for, the kernels of `decode` find the state as earlier calls left it.
         wait_for_predecessor()
+        launch_dependents()
         take_vector(weight, token[slot_ids[row]], x, row, block * THREADS + tx)
 
     return kernel

@@ -28,8 +28,8 @@ class device_function:
         return T.cuda.func_call(self.name, *arguments, source_code=self.source, return_type=self.returns)
 
 
-# Overlapped starts (programmatic dependent launch): a kernel that waits may be started early, and touches
-# nothing that an earlier kernel writes, or reads, before it has waited.
+# Overlapped starts (programmatic dependent launch): a kernel that waits may be started early. Before it has waited it
+# writes nothing, and reads nothing that an earlier kernel of its function writes.
 wait_for_predecessor = device_function(
     "gecko_wait_for_predecessor",
     """

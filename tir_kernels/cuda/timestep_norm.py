@@ -74,23 +74,24 @@ HELD = 4
 
 
 @T.inline
-def update_moments(moments, x, row, group, size, lane, slot, position, chunk_size, betas, eps, mean, var):
-    """moments[0], [1] = mean and variance of a group of one token, averaged with the past; [2] = 1/√(variance + ε).
+def load_average(average, group, slot, position, chunk_size, betas, mean, var):
+    """average[0, 1] = the past mean and variance of a group, average[2, 3] = the newest token's weights in them."""
+    average[0] = mean[slot, group]
+    average[1] = var[slot, group]
+    average[2] = average_weight(_count(position, slot, chunk_size, 1), betas[0])
+    average[3] = average_weight(_count(position, slot, chunk_size, 1), betas[1])
 
-    Every lane of a warp has the same, and has read mean and var of the slot.
-    """
-    past = T.alloc_buffer((2,), scope="local")
-    weights = T.alloc_buffer((2,), scope="local")
+
+@T.inline
+def update_moments(moments, x, row, group, size, lane, average, eps):
+    """moments[0], [1] = mean and variance of a group of one token, joined with the `average` of `load_average`;
+    [2] = 1/√(variance + ε). Every lane of a warp has the same."""
     held = T.alloc_buffer((HELD,), scope="local")
     # All loads at once: nothing of them waits for the sums.
     for k in T.unroll(HELD):
         held[k] = T.float32(0)
         if k * 32 + lane < size:
             held[k] = x[row, group * size + k * 32 + lane]
-    past[0] = mean[slot, group]
-    past[1] = var[slot, group]
-    weights[0] = average_weight(_count(position, slot, chunk_size, 1), betas[0])
-    weights[1] = average_weight(_count(position, slot, chunk_size, 1), betas[1])
     moments[0] = T.float32(0)
     for k in T.unroll(HELD):
         moments[0] = moments[0] + held[k]
@@ -111,7 +112,7 @@ def update_moments(moments, x, row, group, size, lane, slot, position, chunk_siz
                 )
     moments[1] = warp_sum(moments[1]) / T.float32(size)
     for k in T.unroll(2):
-        moments[k] = past[k] + weights[k] * (moments[k] - past[k])
+        moments[k] = average[k] + average[2 + k] * (moments[k] - average[k])
     moments[2] = T.float32(1) / T.sqrt(moments[1] + T.float32(eps))
 
 
@@ -144,11 +145,14 @@ def timestep_norm_step(
         group = T.launch_thread("blockIdx.x", groups)
         row = T.launch_thread("blockIdx.y", b)
         lane = T.launch_thread("threadIdx.x", 32)
+        average = T.alloc_buffer((4,), scope="local")
         moments = T.alloc_buffer((3,), scope="local")
         launch_dependents()
-        wait_for_predecessor()
+        # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
-        update_moments(moments, x, row, group, size, lane, slot, position, chunk_size, betas, eps, mean, var)
+        load_average(average, group, slot, position, chunk_size, betas, mean, var)
+        wait_for_predecessor()
+        update_moments(moments, x, row, group, size, lane, average, eps)
         T.tvm_storage_sync("shared")
         if lane == 0:
             mean[slot, group] = moments[0]
