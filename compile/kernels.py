@@ -35,7 +35,8 @@ class Kernel(NamedTuple):
 def kernels_of(lowered: tvm.IRModule) -> tuple[Kernel, ...]:
     """The kernels of `compile.pipeline.lower`'s result, in the order of the first launch."""
     launches: dict[str, Counter[str]] = {}
-    for function in FUNCTIONS:
+    names = {variable.name_hint for variable in lowered.get_global_vars()}
+    for function in (name for name in FUNCTIONS if name in names):
         for block in lowered[function].body.blocks:
             for binding in block.bindings:
                 if isinstance(binding.value, relax.Call) and isinstance(binding.value.op, tvm.ir.GlobalVar):

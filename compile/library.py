@@ -20,7 +20,7 @@ from gecko_mlc.compile.target import CompileTarget
 from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES
 from tvm import relax
 
-from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, METADATA_MARKER, Metadata
+from gecko_mlc.abi import ABI_VERSION, METADATA_MARKER, Metadata, functions_of
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.model import Build
 from gecko_mlc.quantization import Quantization
@@ -74,9 +74,10 @@ def compile_library(
         target=target.spec,
         max_batch_size=max_batch_size,
         prefill_chunk_size=prefill_chunk_size,
+        absorb_tile=build.absorb_tile,
         parameters=parameters,
         state=tuple(state_tensors(config, quantization, target.machine)),
-        workspace_bytes={name: workspace_bytes(lowered[name]) for name in FUNCTIONS},
+        workspace_bytes={name: workspace_bytes(lowered[name]) for name in functions_of(target.spec.kind)},
         tvm_version=tvm.__version__,
     )
     kernels = kernels_of(lowered)

@@ -7,7 +7,7 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec as nn_spec
 
-from gecko_mlc.abi import FUNCTIONS, PARAMETRIC_FUNCTIONS, Parameter
+from gecko_mlc.abi import FUNCTIONS, PARAMETRIC_FUNCTIONS, Parameter, functions_of
 from gecko_mlc.group_quantization import GroupLayout
 from gecko_mlc.model import Build, Gecko, GroupQuantize
 
@@ -23,7 +23,7 @@ def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, tuple[P
         model = GroupQuantize(build.weight_format).visit("", model)
     state = [nn_spec.Tensor([build.slots, *s.shape], s.dtype) for s in model.specs]
     methods = {}
-    for name, inputs in FUNCTIONS.items():
+    for name, inputs in functions_of(build.kind).items():
         specs = [
             nn_spec.Tensor([build.config.num_outputs if e == "outputs" else e for e in i.shape], i.dtype)
             for i in inputs
@@ -70,7 +70,8 @@ class DropReturns:
 
 
 def lower(module: tvm.IRModule) -> tvm.IRModule:
-    """Launches over statically planned storage; what `tests/compile/test_straight_line.py` looks at."""
+    """Launches over statically planned storage; what `tests/compile/test_functions.py` looks at."""
+    entries = [variable.name_hint for variable, f in module.functions_items() if isinstance(f, relax.Function)]
     return tvm.transform.Sequential(
         [
             relax.transform.ToNonDataflow(),
@@ -79,7 +80,7 @@ def lower(module: tvm.IRModule) -> tvm.IRModule:
             DropReturns(),
             # Launches are impure by now: what goes is the tuples and names they were returned in.
             relax.transform.CanonicalizeBindings(),
-            relax.transform.DeadCodeElimination(list(FUNCTIONS)),
+            relax.transform.DeadCodeElimination(entries),
             relax.transform.StaticPlanBlockMemory(),
         ]
     )(module)

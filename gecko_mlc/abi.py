@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gecko_mlc.group_quantization import GroupLayout, GroupQuantization
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 # What a library's file holds before the metadata's JSON, which ends in a zero byte.
 METADATA_MARKER = b"\x01gecko-mlc metadata\x01"
 
@@ -46,6 +46,7 @@ FUNCTIONS: dict[str, tuple[Input, ...]] = {
         _SLOT,
     ),
     "decode": (_SLOTS,),
+    "absorb": (_SLOTS,),
     "end_chunk": (_SLOTS,),
     "sample": (_SLOTS,),
     "reset_slot": (_SLOTS,),
@@ -53,6 +54,13 @@ FUNCTIONS: dict[str, tuple[Input, ...]] = {
 }
 # The functions that take the parameters, after the state.
 PARAMETRIC_FUNCTIONS = frozenset({"prefill", "prefill_logits", "score", "decode"})
+# Those of GPUs alone, where the memory's write is spread over tokens.
+GPU_FUNCTIONS = frozenset({"absorb"})
+
+
+def functions_of(kind: str) -> dict[str, tuple[Input, ...]]:
+    """Of `FUNCTIONS`, those of a library for a `TargetSpec.kind`."""
+    return {name: inputs for name, inputs in FUNCTIONS.items() if kind != "cpu" or name not in GPU_FUNCTIONS}
 
 
 class TensorSpec(BaseModel):
@@ -150,6 +158,8 @@ class Metadata(BaseModel):
     target: TargetSpec
     max_batch_size: int
     prefill_chunk_size: int
+    # Tokens of a chunk after which `absorb` is called, before the last of them is decoded; prefill does it itself.
+    absorb_tile: int | None = None
     parameters: tuple[Parameter, ...]
     state: tuple[StateTensor, ...]
     # Bytes of planned storage of each function.

@@ -124,8 +124,7 @@ class Engine:
 
     def decode(self, slots: Sequence[int]) -> None:
         """Consume the current token of each slot; one step of all of them."""
-        self._call_again("decode", self._slot_view(slots))
-        self._advance(slots, 1)
+        self._step(slots, "decode")
 
     def burst(self, slots: Sequence[int], count: int) -> None:
         """Consume the current token of each slot and draw the next one, `count` times.
@@ -133,8 +132,7 @@ class Engine:
         A GPU's host does not wait for any of it: `recent` in the state has the last tokens drawn.
         """
         for _ in range(count):
-            self.decode(slots)
-            self.sample(slots)
+            self._step(slots, "decode", "sample")
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was told. Raises `GeckoError` if any of it failed."""
@@ -145,7 +143,7 @@ class Engine:
 
     def sample(self, slots: Sequence[int]) -> None:
         """Draw the next current token of each slot from its logits."""
-        self._call_again("sample", self._slot_view(slots))
+        self._call_again(["sample"], self._slot_view(slots))
 
     def set_sampling(self, slot: int, sampling: Sampling, seed: int) -> None:
         """How `sample` draws in `slot` from now on; forgets the tokens counted for penalties."""
@@ -208,8 +206,10 @@ class Engine:
         view = self._tokens._create_view((len(piece),))
         view.copyfrom(np.asarray(piece, np.int32))
         whole = function == "prefill" and len(piece) == self.metadata.prefill_chunk_size
-        call = self._call_again if whole else self._call
-        call(function, view, *inputs, self._slot_view([slot]))
+        if whole:
+            self._call_again([function], view, *inputs, self._slot_view([slot]))
+        else:
+            self._call(function, view, *inputs, self._slot_view([slot]))
         self._advance([slot], len(piece))
 
     def _advance(self, slots: Sequence[int], count: int) -> None:
@@ -217,17 +217,39 @@ class Engine:
             self.positions[slot] += count
         complete = [slot for slot in slots if self.positions[slot] % self.chunk_size == 0]
         if complete:
-            self._call_again("end_chunk", self._slot_view(complete))
+            self._call_again(["end_chunk"], self._slot_view(complete))
 
-    def _call_again(self, function: str, *inputs: Any) -> None:
-        """A call whose inputs have the same addresses each time: on a GPU one graph, from the second time on."""
-        key = (function, *(tuple(tensor.shape) for tensor in inputs))
+    def _step(self, slots: Sequence[int], *functions: str) -> None:
+        """`decode`, and what follows it, for each slot."""
+        view = self._slot_view(slots)
+        if any(self._completes_tile(slot) for slot in slots):
+            self._call_again(["absorb"], view)
+        self._call_again(functions, view)
+        self._advance(slots, 1)
+
+    def _completes_tile(self, slot: int) -> bool:
+        """Whether a GPU is to absorb the previous chunk's tile when the slot's next token is decoded."""
+        chunk, offset = divmod(self.positions[slot], self.chunk_size)
+        tile = self.metadata.absorb_tile
+        return tile is not None and chunk > 0 and ((offset + 1) % tile == 0 or offset + 1 == self.chunk_size)
+
+    def _call_again(self, functions: Sequence[str], *inputs: Any) -> None:
+        """Calls, one after the other, whose inputs have the same addresses each time: on a GPU one graph, from the
+        second time on."""
+        key = (*functions, *(tuple(tensor.shape) for tensor in inputs))
         if key in self._graphs:
             self._graphs[key]()
+            return
+
+        def launch() -> None:
+            for function in functions:
+                self._launch(function, *inputs)
+
+        if self._stream is None:
+            launch()
         else:
-            self._call(function, *inputs)
-            if self._stream is not None:
-                self._graphs[key] = self._stream.record(lambda: self._launch(function, *inputs))
+            self._stream.run(launch)
+            self._graphs[key] = self._stream.record(launch)
 
     def _call(self, function: str, *inputs: Any) -> None:
         if self._stream is None:

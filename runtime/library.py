@@ -12,7 +12,7 @@ from gecko_mlc.runtime.cuda_graph import Stream, stream_of
 from gecko_mlc.runtime.errors import GeckoError
 from gecko_mlc.runtime.metadata import read_metadata
 
-from gecko_mlc.abi import FUNCTIONS, Metadata, TargetSpec
+from gecko_mlc.abi import Metadata, TargetSpec, functions_of
 
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -38,7 +38,8 @@ class Library:
             self._machine = VirtualMachine(tvm.runtime.load_module(str(path.resolve())), self.device)
         except Exception as error:  # TVM and the dynamic linker raise many kinds.
             raise GeckoError(f"{path}: not a library of gecko-mlc: {str(error).strip().splitlines()[-1]}") from None
-        self.functions: dict[str, Callable[..., Any]] = {name: self._machine[name] for name in FUNCTIONS}
+        names = functions_of(self.metadata.target.kind)
+        self.functions: dict[str, Callable[..., Any]] = {name: self._machine[name] for name in names}
 
 
 def check_library(path: Path) -> Metadata:

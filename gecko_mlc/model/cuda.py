@@ -1,6 +1,6 @@
 """Gecko as launches of the CUDA kernels.
 
-Decode is eight kernels a layer, each started while its predecessor ends. In prefill, activations that feed the
+Decode is seven kernels a layer, each started while its predecessor ends. In prefill, activations that feed the
 tensor cores have the weights' dtype; what adds up over layers or time is fp32.
 """
 
@@ -110,6 +110,10 @@ class CUDALaunches:
         kernel = slots.advance(call.rows, self.build.slots)
         call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
 
+    def absorb(self, slot_ids: Tensor, state: State, prefix: str) -> None:
+        """What a token of each slot adds for a layer's memory (8c), if it completes a tile."""
+        self._absorb(slot_ids, state, prefix, working_memory.absorb_step(*self._memory_shape()), [])
+
     def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
         """A layer takes the chunk that was spread over its tokens into its memory (2.7), and prepares the next."""
         c = self.build.config
@@ -163,8 +167,6 @@ class CUDALaunches:
     def _mega_step(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
         """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [b, D]."""
         c, b, total = self.build.config, call.n, self.build.slots
-        # First: between two kernels of which the second is small, and so has nothing to begin early.
-        self._absorb(call, prefix, working_memory.absorb_step(*self._memory_shape()), [])
         state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
         u, mixed = call.state.update(
             complex_ema.norm_ema_step(
@@ -338,7 +340,8 @@ class CUDALaunches:
             ],
             fresh(n, c.value_dim, dtype=self.dtype),
         )
-        self._absorb(call, prefix, working_memory.absorb(c.model_dim, *self._memory_shape()), [x])
+        kernel = working_memory.absorb(c.model_dim, *self._memory_shape())
+        self._absorb(call.slots, call.state, prefix, kernel, [x])
         kernel = linear.linear_residual(c.value_dim, c.model_dim, self.build.weight_format, False, self.machine)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(n, c.model_dim))
 
@@ -391,11 +394,11 @@ class CUDALaunches:
 
     # Both.
 
-    def _absorb(self, call: Call, prefix: str, kernel: Any, rows: list[Tensor]) -> None:
+    def _absorb(self, slot_ids: Tensor, state: State, prefix: str, kernel: Any, rows: list[Tensor]) -> None:
         """What these tokens add for the memory (8c); `rows` [n, D] tell a prefill how many they are."""
         names = ["memory_keys", *self.build.value_tensors, "log_mass", "log_sum", "memory_sum"]
-        arguments = [*rows, call.slots, "position", *(f"{prefix}{name}" for name in names)]
-        call.state.update(kernel, "absorb", arguments, [f"{prefix}memory_sum"])
+        arguments = [*rows, slot_ids, "position", *(f"{prefix}{name}" for name in names)]
+        state.update(kernel, "absorb", arguments, [f"{prefix}memory_sum"])
 
     def _memory_shape(self) -> tuple[Any, ...]:
         c = self.build.config

@@ -65,6 +65,14 @@ class Gecko(nn.Module):
         self.launches.store_logits(call, self.output.final_norm, self._trunk(call, None), self._head())
         return self._advanced(call, slot_ids)
 
+    def absorb(self, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
+        """What tokens that complete a tile add for the memory, of each slot; before they are decoded."""
+        assert isinstance(self.launches, CUDALaunches)
+        states = State(self.specs, state)
+        for layer in self.layers:
+            self.launches.absorb(slot_ids, states, layer.prefix)
+        return states.aliases()
+
     def end_chunk(self, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """The memory write of slots whose chunk is complete; on to the next chunk."""
         states = State(self.specs, state)

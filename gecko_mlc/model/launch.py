@@ -12,6 +12,7 @@ from gecko_mlc.abi import StateTensor
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
 from gecko_mlc.quantization import Quantization
+from gecko_mlc.tir_kernels.cuda.working_memory import TILE
 from gecko_mlc.tir_kernels.machine import CUDA, Machine
 from gecko_mlc.tir_kernels.rows import Rows
 
@@ -23,6 +24,16 @@ class Build(NamedTuple):
     quantization: Quantization
     machine: Machine | CUDA
     slots: int
+
+    @property
+    def kind(self) -> str:
+        """The `TargetSpec.kind` of the machine."""
+        return "cuda" if isinstance(self.machine, CUDA) else "cpu"
+
+    @property
+    def absorb_tile(self) -> int | None:
+        """Tokens after which `absorb` is called (8c), None where `end_chunk` writes the memory."""
+        return TILE if isinstance(self.machine, CUDA) else None
 
     @property
     def value_tensors(self) -> tuple[str, ...]:

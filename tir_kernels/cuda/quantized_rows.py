@@ -77,14 +77,15 @@ def quantized_row(
     count = max(divide(extent, number) for extent, number in zip(tiles, blocks, strict=True)) * tile_outputs
     unit_chunks = UNIT // 4
     chunks = rounds * split * unit_chunks
-    # Portions of codes whose activations a thread brings to shared memory.
+    # Portions of codes whose activations a thread brings to shared memory, for its own warp.
     per_vector = 4 // portion(layout).words
     size = codes // per_vector
-    portions = divide(chunks * 4 * per_vector, THREADS)
+    portions = divide(rounds * UNIT * per_vector, 32)
     part = math.gcd(features, size, 4)
     whole = norm is not None and norm.groups == 1
     compute_statistics = statistics(features, 1, norm) if norm is not None else None
-    normalize = normalize_whole(features, norm, portions * size, WARPS) if norm is not None else None
+    # Teams have the same rows: their sums are so many times as large.
+    normalize = normalize_whole(features * teams, norm, portions * size, WARPS) if norm is not None else None
     store_portion, multiply = store_activations_as_bytes(layout), multiply_codes(layout)
     load_piece = load_registers if piece_bytes(layout) == 16 else load_registers_8
 
@@ -127,11 +128,20 @@ def quantized_row(
             conditions.append(within)
         return T.Cast("int32", tirx.all(*conditions))
 
+    def vector_of(n: Expr, tx: Expr) -> Expr:
+        """The vector of a thread's portion n, one of its warp's in turn."""
+        place = n * 32 + tx % 32
+        unit = place // (UNIT * per_vector) * split + tx // 32 % split
+        return unit * UNIT + place % (UNIT * per_vector) // per_vector
+
+    def first_input(n: Expr, tx: Expr) -> Expr:
+        return vector_of(n, tx) * codes + tx % per_vector * size
+
     @T.inline
     def load_activations(x, row, values, tx):
         for n in T.unroll(portions):
             for p in T.unroll(size // part):
-                k: T.let = (n * THREADS + tx) * size + p * part
+                k: T.let = first_input(n, tx) + p * part
                 for v in T.vectorized(part):
                     values[n * size + p * part + v] = T.float32(0)
                 if k < features:
@@ -139,18 +149,29 @@ def quantized_row(
                         values[n * size + p * part + v] = x[row, k + v]
 
     @T.inline
-    def scale_and_shift(values, gain, shift, scratch, tx):
+    def load_norm(gain, shift, gains, shifts, tx):
         for n in T.unroll(portions):
             for p in T.unroll(size // part):
-                if (n * THREADS + tx) * size + p * part < features:
+                k: T.let = first_input(n, tx) + p * part
+                if k < features:
                     for v in T.vectorized(part):
-                        k: T.let = (n * THREADS + tx) * size + p * part + v
+                        gains[n * size + p * part + v] = gain(k + v)
+                    for v in T.vectorized(part):
+                        shifts[n * size + p * part + v] = shift(k + v)
+
+    @T.inline
+    def scale_and_shift(values, gains, shifts, scratch, tx):
+        for n in T.unroll(portions):
+            for p in T.unroll(size // part):
+                if first_input(n, tx) + p * part < features:
+                    for v in T.vectorized(part):
+                        k: T.let = first_input(n, tx) + p * part + v
                         at: T.let = n * size + p * part + v
                         if not whole:
                             values[at] = (values[at] - scratch[k // (features // norm.groups) * 2]) * scratch[
                                 k // (features // norm.groups) * 2 + 1
                             ]
-                        values[at] = values[at] * gain(k) + shift(k)
+                        values[at] = values[at] * gains[at] + shifts[at]
                 else:
                     for v in T.vectorized(part):
                         values[n * size + p * part + v] = T.float32(0)
@@ -160,7 +181,7 @@ def quantized_row(
         largest = T.alloc_buffer((1,), scope="local")
         sums = T.alloc_buffer((2,), "int32", scope="local")
         for n in T.unroll(portions):
-            vector: T.let = (n * THREADS + tx) // per_vector
+            vector: T.let = vector_of(n, tx)
             largest[0] = T.float32(0)
             for i in T.unroll(size):
                 largest[0] = T.max(largest[0], T.abs(values[n * size + i]))
@@ -186,6 +207,8 @@ def quantized_row(
     @T.inline
     def compute(weight, second, x, b, row, gain, shift, block, matrix, shared, scratch, tx, addend, finish):
         values = T.alloc_buffer((portions * size,), scope="local")
+        gains = T.alloc_buffer((portions * size,), scope="local")
+        shifts = T.alloc_buffer((portions * size,), scope="local")
         held = T.alloc_buffer((8,), "uint32", scope="local")
         right = T.alloc_buffer((codes // 4,), "uint32", scope="local")
         sums = T.alloc_buffer((4,), "uint32", scope="local")
@@ -278,6 +301,13 @@ def quantized_row(
         for i in T.unroll(depth):
             slot[0] = own[0] + i * unit_values
             copy(i)
+        for n in T.unroll(divide(unit_pieces, THREADS)):
+            if n * THREADS + tx < unit_pieces:
+                shared[zeros + n * THREADS + tx] = tirx.const(0, layout.arithmetic)
+        T.tvm_storage_sync("shared")
+        # Parameters come from memory: that is a microsecond, which passes while the predecessor ends.
+        if norm is not None:
+            load_norm(gain, shift, gains, shifts, tx)
         wait_for_predecessor()
         if norm is not None and not whole:
             compute_statistics(x, b, row, scratch, tx)
@@ -288,14 +318,10 @@ def quantized_row(
             if o < (stop - begin) * tile_outputs and begin * tile_outputs + o < extents[matrix]:
                 addends[n] = addend(row, begin * tile_outputs + o)
         if whole:
-            normalize(values, lambda i: (i // size * THREADS + tx) * size + i % size < features, scratch, tx)
+            normalize(values, lambda i: first_input(i // size, tx) + i % size < features, scratch, tx)
         if norm is not None:
-            scale_and_shift(values, gain, shift, scratch, tx)
+            scale_and_shift(values, gains, shifts, scratch, tx)
         store_activations(values, shared, scratch, tx)
-        for n in T.unroll(divide(unit_pieces, THREADS)):
-            if n * THREADS + tx < unit_pieces:
-                shared[zeros + n * THREADS + tx] = tirx.const(0, layout.arithmetic)
-        T.tvm_storage_sync("shared")
         # A lane has its vector's activations if they are its column's, or else zeros.
         inputs_at[0] = T.Select(
             lane // 4 % 4 == lane % 4,

@@ -13,7 +13,7 @@ from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 from launch_cuda import launch_cuda
 from tvm import relax
 
-from gecko_mlc.abi import ABI_VERSION, FUNCTIONS, Metadata
+from gecko_mlc.abi import ABI_VERSION, Metadata, functions_of
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.model import Build
 from gecko_mlc.quantization import quantization
@@ -25,10 +25,11 @@ class EmulatedLibrary:
 
     def __init__(self, config: GeckoConfig, scheme: str, slots: int, state_dtype: str | None = None) -> None:
         target, dtypes = compile_target("cuda", architectures="sm_80,sm_90"), quantization(scheme, state_dtype)
-        module, parameters = export(Build(config, dtypes, target.machine, slots), config.chunk_size)
+        build = Build(config, dtypes, target.machine, slots)
+        module, parameters = export(build, config.chunk_size)
         self._module = lower(module)
         self.device, self.stream = tvm.runtime.device("cpu", 0), None
-        self.functions = {name: functools.partial(self._play, name) for name in FUNCTIONS}
+        self.functions = {name: functools.partial(self._play, name) for name in functions_of(target.spec.kind)}
         self.metadata = Metadata(
             abi_version=ABI_VERSION,
             model_type="gecko",
@@ -38,6 +39,7 @@ class EmulatedLibrary:
             target=target.spec,
             max_batch_size=slots,
             prefill_chunk_size=config.chunk_size,
+            absorb_tile=build.absorb_tile,
             parameters=parameters,
             state=tuple(state_tensors(config, dtypes, target.machine)),
             workspace_bytes={},
