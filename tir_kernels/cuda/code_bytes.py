@@ -51,14 +51,14 @@ def piece_bytes(layout: GroupLayout) -> int:
     return 16 if 4 * layout.codes_per_word % 16 == 0 else 8
 
 
-# (values[4] fp32, byte, sum int32): a byte of the bits of each, which as signed ones are added to the sum.
+# (values[4] fp32, byte, flipped, sum int32): a byte of the bits of each, which as signed ones are added to the sum.
 _gather_bytes = device_function(
     "gecko_gather_bytes",
     """
-__device__ __forceinline__ unsigned gecko_gather_bytes(const float* values, int byte, int* sum) {
+__device__ __forceinline__ unsigned gecko_gather_bytes(const float* values, int byte, unsigned flipped, int* sum) {
   unsigned bits[4], two = 0x40 + 0x11 * byte;
   memcpy(bits, values, 16);
-  unsigned word = __byte_perm(__byte_perm(bits[0], bits[1], two), __byte_perm(bits[2], bits[3], two), 0x5410);
+  unsigned word = __byte_perm(__byte_perm(bits[0], bits[1], two), __byte_perm(bits[2], bits[3], two), 0x5410) ^ flipped;
 #ifdef __CUDA_ARCH__
   *sum = __dp4a(static_cast<int>(word), 0x01010101, *sum);
 #else
@@ -90,15 +90,14 @@ __device__ __forceinline__ void {name}(void* destination, int portion, int* sums
   sums[0] = sums[1] = 0;
 #pragma unroll
   for (int i = 0; i < {len(codes)}; ++i) {{
-    float upper[4], lower[4];
+    float raised[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {{
-      float value = values[indices[i * 4 + j]];
-      upper[j] = fmaf(value, steps, {INTEGERS + 128}f), lower[j] = fmaf(value, steps, {INTEGERS}f);
-    }}
+    for (int j = 0; j < 4; ++j) raised[j] = fmaf(values[indices[i * 4 + j]], steps, {INTEGERS + 128}f);
     int word = portion * {len(codes)} + i;
     unsigned* place = static_cast<unsigned*>(destination) + word / {size} * {8 * size} + word % {size};
-    place[0] = gecko_gather_bytes(upper, 1, &sums[0]), place[{4 * size}] = gecko_gather_bytes(lower, 0, &sums[1]);
+    place[0] = gecko_gather_bytes(raised, 1, 0, &sums[0]);
+    // 128 more turns the lower byte's sign.
+    place[{4 * size}] = gecko_gather_bytes(raised, 0, 0x80808080u, &sums[1]);
   }}
 }}
 """,
