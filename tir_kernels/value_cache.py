@@ -11,6 +11,7 @@ import numpy as np
 from gecko_mlc.tir_kernels.machine import Machine
 from gecko_mlc.tir_kernels.math import f32, loader
 from gecko_mlc.tir_kernels.reduction import clear
+from gecko_mlc.tir_kernels.signature import without_parameter
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -64,10 +65,7 @@ def value_loader(dtype: str) -> Callable[..., Expr]:
 
 def without_scales(kernel: tirx.PrimFunc, dtype: str) -> tirx.PrimFunc:
     """The kernel for values of `dtype`: without its argument `value_scales` if they have none."""
-    if dtype == "int8":
-        return kernel
-    parameters = [p for p in kernel.params if p.name != "value_scales"]
-    return tirx.PrimFunc(parameters, kernel.body, kernel.ret_type, kernel.attrs)
+    return kernel if dtype == "int8" else without_parameter(kernel, "value_scales")
 
 
 def row_writer(value_dim: int, heads: int, dtype: str, machine: Machine):  # type: ignore[no-untyped-def]
