@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tvm
 from gecko_mlc.compile.cuda_compiler import Usage
 from tvm import relax, tirx
-from tvm_ffi import structural_walk
+from tvm_ffi import WalkResult, structural_walk
 
 from gecko_mlc.abi import FUNCTIONS
 
 
-class Kernel(NamedTuple):
-    """One kernel: `launches` of each function that has any, and for GPUs the rest.
+class DeviceFunction(NamedTuple):
+    """What a kernel launches on a GPU: `dynamic_shared_bytes` come on top of what `usage` says for each
+    architecture."""
 
-    `dynamic_shared_bytes` come on top of what `usage` says for each architecture.
-    """
+    name: str
+    threads: int
+    dynamic_shared_bytes: int
+    usage: dict[int, Usage] = {}  # noqa: RUF012
+
+
+class Kernel(NamedTuple):
+    """One kernel: `launches` of each function that has any, and on a GPU its device functions, of which the number of
+    rows may choose."""
 
     name: str
     launches: dict[str, int]
-    threads: int | None = None
-    dynamic_shared_bytes: int = 0
-    usage: dict[int, Usage] = {}  # noqa: RUF012
+    device_functions: tuple[DeviceFunction, ...] = ()
 
     def with_usage(self, usage: dict[tuple[str, int], Usage]) -> Kernel:
         """The kernel with what the compiler reported of it."""
-        device_name = f"{self.name}_kernel"
-        return self._replace(usage={a: used for (name, a), used in usage.items() if name == device_name})
+        return self._replace(
+            device_functions=tuple(
+                function._replace(usage={a: used for (name, a), used in usage.items() if name == function.name})
+                for function in self.device_functions
+            )
+        )
 
 
 def kernels_of(lowered: tvm.IRModule) -> tuple[Kernel, ...]:
@@ -41,11 +52,28 @@ def kernels_of(lowered: tvm.IRModule) -> tuple[Kernel, ...]:
             for binding in block.bindings:
                 if isinstance(binding.value, relax.Call) and isinstance(binding.value.op, tvm.ir.GlobalVar):
                     launches.setdefault(binding.value.op.name_hint, Counter())[function] += 1
-    return tuple(Kernel(name, dict(counts), *_launch_configuration(lowered[name])) for name, counts in launches.items())
+    return tuple(
+        Kernel(name, dict(counts), tuple(device_functions(name, lowered[name]))) for name, counts in launches.items()
+    )
 
 
-def _launch_configuration(kernel: tirx.PrimFunc) -> tuple[int | None, int]:
-    """Threads of a block, None for a kernel of a CPU, and bytes of dynamic shared memory."""
+def device_functions(name: str, kernel: tirx.PrimFunc) -> Iterator[DeviceFunction]:
+    """Those of a kernel, none on a CPU, as TVM will name them."""
+    bodies: list[tirx.AttrStmt] = []
+
+    def launch(statement: tirx.AttrStmt) -> WalkResult:
+        if statement.attr_key != "thread_extent":
+            return WalkResult.ADVANCE
+        bodies.append(statement)
+        return WalkResult.SKIP
+
+    structural_walk(kernel.body, [(tirx.AttrStmt, launch)], order="pre")
+    for i, body in enumerate(bodies):
+        yield DeviceFunction(f"{name}_kernel" + f"_{i}" * (i > 0), *_launch_configuration(body))
+
+
+def _launch_configuration(launch: tirx.AttrStmt) -> tuple[int, int]:
+    """Threads of a block, and bytes of dynamic shared memory."""
     threads: dict[str, int] = {}
     shared = 0
 
@@ -59,8 +87,8 @@ def _launch_configuration(kernel: tirx.PrimFunc) -> tuple[int | None, int]:
         if buffer.scope() == "shared.dyn":
             shared += math.prod(int(extent) for extent in buffer.shape) * tvm.DataType(buffer.dtype).bits // 8
 
-    structural_walk(kernel.body, [(tirx.AttrStmt, bind), (tirx.AllocBuffer, allocate)], order="pre")
-    return math.prod(threads.values()) if threads else None, shared
+    structural_walk(launch, [(tirx.AttrStmt, bind), (tirx.AllocBuffer, allocate)], order="pre")
+    return math.prod(threads.values()), shared
 
 
 def launches_of(kernels: tuple[Kernel, ...], function: str, layers: int) -> tuple[int, int, int]:

@@ -138,10 +138,10 @@ def _check_machine_code(library: bytes, code: MachineCode) -> None:
 
 def _check_shared_memory(kernels: tuple[Kernel, ...]) -> None:
     """TVM asks for more than the usual shared memory only for kernels whose dynamic part alone is more."""
-    for kernel in kernels:
-        static = max((used.shared_bytes for used in kernel.usage.values()), default=0)
-        if kernel.dynamic_shared_bytes < USUAL_SHARED_BYTES < static + kernel.dynamic_shared_bytes:
-            raise AssertionError(f"{kernel.name} could not be launched: {static} + {kernel.dynamic_shared_bytes} bytes")
+    for function in (function for kernel in kernels for function in kernel.device_functions):
+        static, dynamic = max(used.shared_bytes for used in function.usage.values()), function.dynamic_shared_bytes
+        if dynamic < USUAL_SHARED_BYTES < static + dynamic:
+            raise AssertionError(f"{function.name} could not be launched: {static} + {dynamic} bytes")
 
 
 def _constant_function(text: str) -> relax.Function:

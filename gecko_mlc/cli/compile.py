@@ -16,8 +16,7 @@ from gecko_mlc.runtime import gpu
 from gecko_mlc.runtime.errors import GeckoError
 
 if TYPE_CHECKING:
-    from gecko_mlc.compile.cuda_compiler import Usage
-    from gecko_mlc.compile.kernels import Kernel
+    from gecko_mlc.compile.kernels import DeviceFunction, Kernel
     from gecko_mlc.compile.library import Compiled
 
 
@@ -164,9 +163,9 @@ def print_kernels(
             row = [kernel.name, ", ".join(kernel.launches)]
         else:
             continue
-        if architectures:
-            row += [str(kernel.threads), *_usage([kernel.usage[a] for a in architectures], kernel.dynamic_shared_bytes)]
-        table.add_row(*row)
+        # A line for each device function.
+        columns = zip(*(_usage(function, architectures) for function in kernel.device_functions), strict=True)
+        table.add_row(*row, *map("\n".join, columns))
     Console(highlight=False).print(table)
 
 
@@ -176,10 +175,12 @@ def _launches(count: int, layers: int) -> str:
     return " + ".join([f"{in_layer} a layer"] * (in_layer > 0) + [str(besides)] * (besides > 0))
 
 
-def _usage(usages: Sequence[Usage], dynamic_shared_bytes: int) -> list[str]:
+def _usage(function: DeviceFunction, architectures: Sequence[int]) -> list[str]:
+    usages = [function.usage[a] for a in architectures]
     columns = (
+        [str(function.threads)],
         [str(u.registers) for u in usages],
-        [f"{(u.shared_bytes + dynamic_shared_bytes) / 1024:.1f}" for u in usages],
+        [f"{(u.shared_bytes + function.dynamic_shared_bytes) / 1024:.1f}" for u in usages],
         [str(u.stack_bytes) for u in usages],
         [str(u.spill_bytes) for u in usages],
     )

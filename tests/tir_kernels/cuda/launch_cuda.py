@@ -16,7 +16,7 @@ import tvm
 import tvm_ffi
 from gecko_mlc.compile import cuda_pipeline
 from tvm import tirx
-from tvm_ffi import structural_walk
+from tvm_ffi import WalkResult, structural_walk
 
 _EMULATOR = Path(__file__).parent / "emulator"
 _TARGET = {"kind": "cuda", "arch": "sm_80", "max_threads_per_block": 1024, "thread_warp_size": 32}
@@ -33,16 +33,17 @@ def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray) -> None:
     buffers = program.host.params
     analyzer = _bind(program.host, arguments)
     guarded = {buffer.name: _guarded(argument) for buffer, argument in zip(buffers, arguments, strict=True)}
-    values = [
-        guarded[value][1].ctypes.data if isinstance(value, str) else _evaluate(analyzer, value)
-        for value in program.values
-    ]
-    error = program.launch(
-        (ctypes.c_int * 6)(*(_evaluate(analyzer, program.extents.get(tag, 1)) for tag in _EXTENTS)),
-        (ctypes.c_int64 * len(values))(*values),
-    )
-    if error:
-        raise RuntimeError(error.decode())
+    for launch in _launches(program.host, analyzer):
+        values = [
+            guarded[value][1].ctypes.data if isinstance(value, str) else _evaluate(analyzer, value)
+            for value in launch.values
+        ]
+        error = program.functions[launch.name](
+            (ctypes.c_int * 6)(*(_evaluate(analyzer, launch.extents.get(tag, 1)) for tag in _EXTENTS)),
+            (ctypes.c_int64 * len(values))(*values),
+        )
+        if error:
+            raise RuntimeError(error.decode())
     for argument, (name, (memory, inside)) in zip(arguments, guarded.items(), strict=True):
         argument.reshape(-1).view(np.uint8)[:] = inside
         inside[:] = 255
@@ -83,38 +84,45 @@ def _guarded(argument: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return memory, inside
 
 
-class _Program(NamedTuple):
-    """A kernel's function, and the host's that launches it: with which values, and with which extents by their tags."""
+class _Launch(NamedTuple):
+    """A launch of a device function: its name, a pointer among its values by the parameter's name, extents by tag."""
 
-    launch: Any
-    host: tirx.PrimFunc
+    name: str
     values: list[Any]
     extents: dict[str, Any]
+
+
+class _Program(NamedTuple):
+    """A kernel's device functions by their names, and the host's that launches them."""
+
+    functions: dict[str, Any]
+    host: tirx.PrimFunc
 
 
 @functools.cache
 def _program(kernel: tirx.PrimFunc) -> _Program:
     host, source = _lower(kernel)
-    values, extents = _launch(host)
+    launches = _launches(host)
     source = _without_cuda(source)
-    # Dynamic shared memory is a variable of its size.
+    # Dynamic shared memory is a variable of its size, here the largest.
     dynamic = r"extern __shared__ __align__\(\d+\) ([\w ]+) (\w+)\[\];"
-    if match := re.search(dynamic, source):
-        size = f"{int(extents['tirx.use_dyn_shared_memory'])} / sizeof({match[1]})"
-        variable = f"EMULATOR_SHARED alignas(1024) {match[1]} {match[2]}[{size}];\n"
-        source = variable + re.sub(dynamic, "", source)
-    source += """
-extern "C" [[gnu::visibility("default")]] const char* launch(const int* extents, const int64_t* values) {
-  return emulator::launch(extents, values, kernel_kernel);
-}
+    size = max(int(launch.extents.get("tirx.use_dyn_shared_memory", 0)) for launch in launches)
+    source = re.sub(dynamic, rf"alignas(1024) __shared__ \1 \2[{size} / sizeof(\1)];", source)
+    for launch in launches:
+        source += f"""
+extern "C" [[gnu::visibility("default")]] const char* launch_{launch.name}(const int* extents, const int64_t* values) {{
+  return emulator::launch(extents, values, {launch.name});
+}}
 """
     folder = Path(_folder().name)
     file = folder / f"{len(list(folder.iterdir()))}.cc"
     file.write_text(source)
     _gcc("-shared", f"-I{folder}", "-include", "ptx.h", str(file), "-o", str(file.with_suffix(".so")))
-    launch = ctypes.CDLL(str(file.with_suffix(".so"))).launch
-    launch.restype = ctypes.c_char_p
-    return _Program(launch, host, values, extents)
+    library = ctypes.CDLL(str(file.with_suffix(".so")))
+    functions = {launch.name: library[f"launch_{launch.name}"] for launch in launches}
+    for function in functions.values():
+        function.restype = ctypes.c_char_p
+    return _Program(functions, host)
 
 
 @functools.cache
@@ -153,14 +161,32 @@ def _lower(kernel: tirx.PrimFunc) -> tuple[tirx.PrimFunc, str]:
     return hosts[0], built.mod.imports[0].inspect_source()
 
 
-def _launch(host: tirx.PrimFunc) -> tuple[list[Any], dict[str, Any]]:
-    """What the host gives to the kernel, a pointer by its parameter's name, and the launch's extents by their tags."""
-    calls: list[tvm.ir.Call] = []
+def _launches(host: tirx.PrimFunc, analyzer: tvm.sym.Analyzer | None = None) -> list[_Launch]:
+    """What the host launches with the arguments that an analyzer knows; without one, with any."""
+    launches: list[_Launch] = []
     sources: dict[tirx.Var, tirx.Var] = {}
 
+    def visit(body: tirx.Stmt) -> None:
+        callbacks = [(tvm.ir.Call, keep), (tirx.DeclBuffer, declare), (tirx.IfThenElse, choose)]
+        structural_walk(body, callbacks, order="pre")
+
+    def choose(branch: tirx.IfThenElse) -> WalkResult:
+        if analyzer is None:
+            return WalkResult.ADVANCE
+        visit(branch.then_case if _evaluate(analyzer, branch.condition) else branch.else_case)
+        return WalkResult.SKIP
+
     def keep(call: tvm.ir.Call) -> None:
-        if call.op.name == "tirx.call_ffi_kernel":
-            calls.append(call)
+        if call.op.name != "tirx.call_ffi_kernel":
+            return
+        # Overlapped launches are a tag without a value.
+        tags = [str(tag) for tag in call.attrs.launch_params if "dependent_launch" not in str(tag)]
+        values = [
+            parameter(*v.args) if isinstance(v, tvm.ir.Call) and v.op.name == "tirx.buffer_data" else v
+            for v in call.args[1 : -len(tags)]
+        ]
+        extents = dict(zip(tags, call.args[-len(tags) :], strict=True))
+        launches.append(_Launch(call.args[0].value, values, extents))
 
     def declare(statement: tirx.DeclBuffer) -> None:
         (sources[statement.buffer],) = statement.data.args
@@ -170,16 +196,8 @@ def _launch(host: tirx.PrimFunc) -> tuple[list[Any], dict[str, Any]]:
             buffer = sources[buffer]
         return buffer.name
 
-    structural_walk(host.body, [(tvm.ir.Call, keep), (tirx.DeclBuffer, declare)], order="pre")
-    (call,) = calls
-    tags = call.attrs.launch_params
-    # Overlapped launches are a tag without a value.
-    tags = [str(tag) for tag in tags if "dependent_launch" not in str(tag)]
-    values = [
-        parameter(*v.args) if isinstance(v, tvm.ir.Call) and v.op.name == "tirx.buffer_data" else v
-        for v in call.args[1 : -len(tags)]
-    ]
-    return values, dict(zip(tags, call.args[-len(tags) :], strict=True))
+    visit(host.body)
+    return launches
 
 
 def _without_cuda(source: str) -> str:
