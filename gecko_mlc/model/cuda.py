@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm.relax.frontend.nn import Module, Tensor, op
 
-from gecko_mlc.model.launch import Build, Call, State, fresh, launch
+from gecko_mlc.model.launch import Build, Call, State, fresh, launch, launch_all
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.model.quantize import Matrix
 from gecko_mlc.tir_kernels.cuda import (
@@ -179,7 +179,7 @@ class CUDALaunches:
         )
         keys, memory_keys = f"{prefix}keys", f"{prefix}memory_keys"
         layers = (mega.wv, mega.wz, mega.wr, mega.wh1)
-        v, z, r, h = op.tensor_ir_op(
+        v, z, r, h = launch_all(
             decode_linear.projections(
                 c.model_dim,
                 c.z_dim,
@@ -287,7 +287,7 @@ class CUDALaunches:
             fresh(n, c.model_dim, dtype=self.dtype),
         )
         layers = (mega.wz, mega.wr, mega.wh1)
-        z, r, h = op.tensor_ir_op(
+        z, r, h = launch_all(
             linear.projections(c.model_dim, c.z_dim, c.value_dim, self.build.weight_format, self.machine),
             "projections",
             [mx, *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)), x],

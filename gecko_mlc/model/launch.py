@@ -70,18 +70,17 @@ class State:
     ) -> list[Tensor]:
         """Launch a kernel that writes the state tensors named in `writes`; its fresh outputs.
 
-        Arguments given by name are state. Outputs follow the arguments in the kernel's signature.
+        Arguments given by name are state. Outputs follow the arguments in the kernel's signature, and what it has for
+        itself follows those.
         """
         tensors = [self[a] if isinstance(a, str) else a for a in arguments]
         names = [a if isinstance(a, str) else None for a in arguments]
-        indices = [names.index(name) for name in writes] + [-1] * len(outputs)
-        out = [self[name] for name in writes] + list(outputs)
-        if len(out) == 1:
-            results = [op.tensor_ir_inplace_op(kernel, hint, tensors, indices, out[0])]
-        else:
-            results = list(op.tensor_ir_inplace_op(kernel, hint, tensors, indices, out))
+        new = [*outputs, *_scratch(kernel, len(tensors) + len(outputs))]
+        indices = [names.index(name) for name in writes] + [-1] * len(new)
+        out = [self[name] for name in writes] + new
+        results = _listed(op.tensor_ir_inplace_op(kernel, hint, tensors, indices, out))
         self._tensors.update(zip(writes, results, strict=False))
-        return results[len(writes) :]
+        return results[len(writes) : len(writes) + len(outputs)]
 
     def aliases(self) -> list[Tensor]:
         """All newest aliases, in the order of the arguments."""
@@ -104,4 +103,21 @@ def fresh(*shape: Any, dtype: str = "float32") -> Tensor:
 
 def launch(kernel: tirx.PrimFunc, hint: str, arguments: Sequence[Tensor], output: Tensor) -> Tensor:
     """Launch a kernel that writes nothing but its fresh output."""
-    return op.tensor_ir_op(kernel, hint, list(arguments), output)
+    return launch_all(kernel, hint, arguments, [output])[0]
+
+
+def launch_all(
+    kernel: tirx.PrimFunc, hint: str, arguments: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """Launch a kernel that writes nothing but its fresh outputs."""
+    out = [*outputs, *_scratch(kernel, len(arguments) + len(outputs))]
+    return _listed(op.tensor_ir_op(kernel, hint, list(arguments), out))[: len(outputs)]
+
+
+def _scratch(kernel: tirx.PrimFunc, given: int) -> list[Tensor]:
+    """What a kernel has for itself while it runs: its parameters after the `given` arguments and outputs."""
+    return [fresh(*(int(extent) for extent in p.shape), dtype=p.dtype) for p in kernel.params[given:]]
+
+
+def _listed(results: Any) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else list(results)
