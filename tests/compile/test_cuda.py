@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,18 +15,19 @@ import tvm
 from conftest import small_config
 from gecko_mlc.compile import cuda_compiler, cuda_pipeline
 from gecko_mlc.compile.cuda_backend import compiling, write_stand_in
-from gecko_mlc.compile.cuda_compiler import FATBIN_MAGIC, NVCC, NVRTC, find_compiler
-from gecko_mlc.compile.kernels import launches_of
+from gecko_mlc.compile.cuda_compiler import FATBIN_MAGIC, NVCC, NVRTC, MachineCode, find_compiler
+from gecko_mlc.compile.kernels import device_functions, launches_of
 from gecko_mlc.compile.library import Compiled, compile_library
 from gecko_mlc.compile.target import compile_target
 from gecko_mlc.runtime import gpu
-from gecko_mlc.tir_kernels.cuda import decode_linear
+from gecko_mlc.tir_kernels.cuda import decode_linear, linear
 from gecko_mlc.tir_kernels.machine import CUDA
 
 from gecko_mlc.cli.info import library_rows
 from gecko_mlc.config import preset
 from gecko_mlc.cuda_toolkit import find_library
 from gecko_mlc.group_quantization import Dense
+from gecko_mlc.model import Build
 from gecko_mlc.quantization import quantization
 
 TARGET = compile_target("cuda", architectures="sm_80,sm_90")
@@ -155,14 +157,38 @@ def test_the_command_line_makes_the_same_bytes(made: Made, tmp_path: Path) -> No
     assert re.search(r"decode: \d+ launches, \d a layer and \d besides", done.stderr)
 
 
-@pytest.fixture(scope="module")
-def source() -> str:
+class SourceKeeper:
+    """A compiler that keeps the source."""
+
+    name, path = "none", ""
+
+    def compile(self, source: str, architectures: Sequence[int], ptx: Sequence[int]) -> MachineCode:
+        return MachineCode(source, b"", {})
+
+
+def source_of(kernel: tvm.tirx.PrimFunc) -> str:
     """CUDA source as TVM generates it."""
-    kernel = decode_linear.linear_residual(64, 24, Dense("bfloat16"), False, 1, CUDA((80,)))
     kernel = kernel.with_attr("global_symbol", "kernel")
-    with compiling(find_compiler(), TARGET, lambda: None) as done, TARGET.tvm_target:
+    with compiling(SourceKeeper(), TARGET, lambda: None) as done, TARGET.tvm_target:
         tvm.compile(tvm.IRModule({"kernel": kernel}), TARGET.tvm_target, tir_pipeline=cuda_pipeline.PIPELINE)
     return done[0].source
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+    return source_of(decode_linear.linear_residual(64, 24, Dense("bfloat16"), False, 1, CUDA((80,))))
+
+
+def test_device_functions_are_known_by_their_names() -> None:
+    """Of a kernel that launches one, or two others for many rows."""
+    layout = Build(small_config(), quantization("q4f16_1"), CUDA((90,)), 1).weight_format
+    kernel = linear.value_projection(64, 24, 1, 8, layout, "float16", CUDA((90,)))
+    functions = list(device_functions("kernel", kernel))
+    generated = re.findall(r"__launch_bounds__\((\d+)\) (\w+)\(.*\{", source_of(kernel))
+    assert [(str(f.threads), f.name) for f in functions] == generated
+    assert len(generated) == 3
+    assert functions[0].dynamic_shared_bytes == 0
+    assert functions[1].dynamic_shared_bytes == functions[2].dynamic_shared_bytes == 192 * 1024
 
 
 @pytest.mark.parametrize("name", ["nvcc", "NVRTC"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import tvm
 from conftest import small_config
@@ -21,9 +20,14 @@ from gecko_mlc.model import Build
 from gecko_mlc.quantization import quantization
 
 
-@pytest.fixture(scope="module", params=[Machine(), CUDA((80, 90))], ids=["cpu", "cuda"])
+@pytest.fixture(
+    scope="module",
+    params=[(Machine(), "q0f32"), (CUDA((80, 90)), "q0f32"), (CUDA((80, 90)), "q4f16_1")],
+    ids=["cpu", "cuda", "cuda-quantized"],
+)
 def build(request: pytest.FixtureRequest) -> Build:
-    return Build(small_config(), quantization("q0f32"), request.param, 3)
+    machine, scheme = request.param
+    return Build(small_config(), quantization(scheme), machine, 3)
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +145,24 @@ def test_written_arguments_sees_through_views() -> None:
     assert written_arguments(slots.next_chunk(3)) == {1}
 
 
-def test_workspace_does_not_grow_with_layers() -> None:
+def workspace(function: str, scheme: str, machine: Machine | CUDA, **changes: int) -> int:
     from gecko_mlc.compile.library import workspace_bytes
 
-    sizes = {
-        layers: workspace_bytes(
-            lower(export(Build(small_config(num_layers=layers), quantization("q0f32"), Machine(), 1), 8)[0])["decode"]
-        )
-        for layers in (2, 4)
-    }
-    assert sizes[2] == sizes[4] > 0
-    assert np.isfinite(sizes[2])
+    build = Build(small_config(**changes), quantization(scheme), machine, 1)
+    return workspace_bytes(lower(export(build, 8)[0])[function])
+
+
+@pytest.mark.parametrize(
+    ("function", "scheme", "machine"), [("decode", "q0f32", Machine()), ("prefill", "q4f16_1", CUDA((90,)))]
+)
+def test_workspace_does_not_grow_with_layers(function: str, scheme: str, machine: Machine | CUDA) -> None:
+    sizes = [workspace(function, scheme, machine, num_layers=layers) for layers in (2, 4)]
+    assert sizes[0] == sizes[1] > 0
+
+
+def test_dequantized_weights_share_their_place() -> None:
+    config = small_config()
+    gate = 2 * 2 * config.ffn_hidden_dim * config.model_dim
+    projections = 2 * (config.z_dim + config.value_dim + config.model_dim) * config.model_dim
+    dense, quantized = (workspace("prefill", scheme, CUDA((90,))) for scheme in ("q0f16", "q4f16_1"))
+    assert dense < quantized < dense + gate + projections

@@ -1,4 +1,4 @@
-"""Codes of quantized weights to fp16 in registers, for CUDA.
+"""Codes of quantized weights to fp16, for CUDA: in registers, or whole rows in memory.
 
 A byte with a code becomes the mantissa of a power of two that it is added to there. Taking that and the code that
 stands for 0 away is exact; then the scale is multiplied. It is four instructions for two weights of 4 bits, three
@@ -6,10 +6,16 @@ for 8 bits, five for 3 bits.
 """
 
 import functools
+import math
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import device_function
+from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, store_registers
+from gecko_mlc.tir_kernels.machine import divide
+from tvm.script import tirx as T
 
 from gecko_mlc.group_quantization import GroupLayout
+
+# Of `dequantize_rows`: threads of a block, and chunks of 8 weights that each has on their way.
+THREADS, CHUNKS = 128, 4
 
 # (address, index): the bits of the fp16 `index` from the address on.
 load_scale = device_function(
@@ -37,8 +43,8 @@ __device__ __forceinline__ half2 gecko_half2(unsigned bits) {
 
 @functools.cache
 def dequantize(layout: GroupLayout) -> device_function:
-    """(values[4] uint32, codes[4] uint32, chunk, scale): the weights 8·chunk to 8·chunk + 7 of a vector of codes, as
-    neighbouring pairs of fp16, rounded once. `scale` are the bits of the group's."""
+    """(values[4] uint32, codes, chunk, scale): the weights 8·chunk to 8·chunk + 7 of the codes in the uint32 from that
+    address on, as neighbouring pairs of fp16, rounded once. `scale` are the bits of the group's."""
     bits, half, zero = layout.code_bits, layout.codes_per_word // 2, layout.quantization.largest
     code = 2**bits - 1
     # A pair begins at bit `shift` of its word, in a byte. That of the second code is the next one, or the same, where
@@ -48,12 +54,12 @@ def dequantize(layout: GroupLayout) -> device_function:
     return device_function(
         name,
         f"""
-__device__ __forceinline__ void {name}(unsigned* values, const unsigned* codes, int chunk, unsigned scale) {{
+__device__ __forceinline__ void {name}(unsigned* values, const void* codes, int chunk, unsigned scale) {{
 #pragma unroll
   for (int i = 0; i < 4; ++i) {{
     int first = chunk * 8 + i * 2, index = first % {2 * half};
     int shift = index / {half} * 16 + index % {half} * {bits}, up = {up};
-    unsigned word = codes[first / {2 * half}] >> shift % 8, byte = shift / 8;
+    unsigned word = static_cast<const unsigned*>(codes)[first / {2 * half}] >> shift % 8, byte = shift / 8;
     unsigned powers = (25u - up) << 26 | 25u << 10;
     unsigned pair = __byte_perm(word, powers, 0x7050 | (byte + {int(bits == 8)}) << 8 | byte);
     pair &= 0xff00ff00u | {code}u << 16 + up | {code}u;
@@ -65,3 +71,32 @@ __device__ __forceinline__ void {name}(unsigned* values, const unsigned* codes, 
 """,
         uses=(half_pair,),
     )
+
+
+def dequantize_rows(features: int, layout: GroupLayout):  # type: ignore[no-untyped-def]
+    """An inline (address, rows, weights): a launch that writes weights [rows, `features`] fp16, where address(o, i) is
+    that of word i in the memory of row o. Lanes of a warp store neighbouring chunks."""
+    # So many chunks, and then the next, begin with a word.
+    period = math.lcm(layout.codes_per_word, 8) // 8
+    words = period * 8 // layout.codes_per_word
+    chunks, offset = features // 8, layout.scale_offset(features)
+    dequantize_chunk = dequantize(layout)
+
+    @T.inline
+    def launch(address, rows, weights):
+        with T.launch_thread("blockIdx.x", rows) as row:
+            part = T.launch_thread("blockIdx.y", divide(chunks, CHUNKS * THREADS))
+            tx = T.launch_thread("threadIdx.x", THREADS)
+            values = T.alloc_buffer((4,), "uint32", scope="local")
+            for i in T.unroll(CHUNKS):
+                chunk: T.let = (part * CHUNKS + i) * THREADS + tx
+                if chunk < chunks:
+                    dequantize_chunk(
+                        T.address_of(values[0]),
+                        address(row, chunk // period * words),
+                        chunk % period,
+                        load_scale(address(row, offset), chunk * 8 // layout.quantization.group_size),
+                    )
+                    store_registers(T.address_of(weights[row, chunk * 8]), T.address_of(values[0]))
+
+    return launch

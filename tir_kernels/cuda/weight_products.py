@@ -4,6 +4,8 @@ On the tensor cores the tile's operands come a few steps ahead; fp32, and rows o
 go through plain multiplications.
 """
 
+from typing import Any, NamedTuple
+
 from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
 from gecko_mlc.tir_kernels.cuda.tile_products import PLAIN, PLAIN_DEPTH, PLAIN_TILE, Tile, accumulate, pipeline
@@ -12,6 +14,31 @@ from gecko_mlc.tir_kernels.machine import CUDA
 from tvm.script import tirx as T
 
 from gecko_mlc.group_quantization import Dense, WeightFormat
+
+
+class Product(NamedTuple):
+    """Products of a block, which computes `tile`: of each weight `columns` of it, and `sums` in each thread.
+
+    `multiply` is an inline (x, source, n, row_tile, finish): rows of x, of the dtype that the weights stand for, times
+    the rows of the weights that `source` describes. At the end `finish(each)` is expanded: there `each(width, body)`
+    expands body(row, column, sums, at) for all pairs of neighbouring columns (`width` 2; or for single ones).
+    sums[at + v] belongs to column + v, of the first weight.
+    """
+
+    tile: Tile
+    columns: int
+    sums: int
+    multiply: Any
+
+
+def weight_product(features: int, weights: WeightFormat, machine: CUDA, wide: bool = False, count: int = 1) -> Product:
+    """The product of x [n, K] with `count` weights [O, K], side by side, in the largest tile that fits; see
+    `choose_tile`."""
+    tile = choose_tile(features, weights, machine, wide)
+    if tile.stages == 1:
+        return Product(tile, tile.columns, 16, _plain_product(features, count))
+    columns = tile.columns // count
+    return Product(tile, columns, columns // 2, _tensor_core_product(features, weights, tile, count))
 
 
 def choose_tile(features: int, weights: WeightFormat, machine: CUDA, wide: bool = False) -> Tile:
@@ -26,16 +53,6 @@ def choose_tile(features: int, weights: WeightFormat, machine: CUDA, wide: bool 
     if machine.shared_memory >= 144 * 1024:
         return Tile(256, 128, stages=3)
     return Tile(128, 128, stages=3)
-
-
-def multiply_weights(features: int, weights: WeightFormat, tile: Tile, count: int = 1):  # type: ignore[no-untyped-def]
-    """An inline (x, source, n, row_tile, finish).
-
-    Rows of x, of the dtype that the weights stand for, times the rows of `count` weights that `source` describes.
-    At the end `finish(each)` is expanded: there `each(width, body)` expands body(row, column, sums, at) for all pairs
-    of neighbouring columns (`width` 2; or for single ones). sums[at + v] belongs to column + v, of the first weight.
-    """
-    return _plain_product(features, count) if tile.stages == 1 else _tensor_core_product(features, weights, tile, count)
 
 
 def _tensor_core_product(features: int, weights: WeightFormat, tile: Tile, count: int):  # type: ignore[no-untyped-def]

@@ -1,6 +1,6 @@
 """Where the weights of a block's products are, for CUDA, whatever their format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import select_address
@@ -20,12 +20,12 @@ class Matrix(NamedTuple):
     value: Callable[[Expr, Expr, Expr], Expr]
 
 
-def matrix_reader(weights: WeightFormat, features: int) -> Callable[[Any], Matrix]:
-    """A function from a buffer that holds a weight [O, `features`] to its reading."""
+def matrix_reader(weights: WeightFormat, features: int) -> Callable[..., Matrix]:
+    """A function from a buffer that holds a weight [O, `features`], from row `first` on, to its reading."""
     load = weight_loader(weights, features)
-    return lambda weight: Matrix(
-        lambda _, o, i: T.address_of(weight[o, i]),
-        lambda _, o, k: load(weight, o, k),
+    return lambda weight, first=0: Matrix(
+        lambda _, o, i: T.address_of(weight[first + o, i]),
+        lambda _, o, k: load(weight, first + o, k),
     )
 
 
@@ -35,6 +35,15 @@ def either(first: Callable[[Expr], Expr], a: Matrix, b: Matrix) -> Matrix:
         lambda which, o, i: select_address(first(which), a.address(which, o, i), b.address(which, o, i)),
         lambda which, o, k: T.if_then_else(first(which), a.value(which, o, k), b.value(which, o, k)),
     )
+
+
+def stacked(matrices: Sequence[Matrix], outputs: Sequence[int]) -> Callable[[Expr, Expr], Expr]:
+    """address(o, i) in matrices of so many outputs, the next below the one before."""
+    matrix, *others = matrices
+    if not others:
+        return lambda o, i: matrix.address(0, o, i)
+    below = stacked(others, outputs[1:])
+    return lambda o, i: select_address(o < outputs[0], matrix.address(0, o, i), below(o - outputs[0], i))
 
 
 class Source(NamedTuple):

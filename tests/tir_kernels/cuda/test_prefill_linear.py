@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 from gecko_mlc.runtime.parameters import NUMPY_DTYPES
 from gecko_mlc.tir_kernels.cuda import linear
+from gecko_mlc.tir_kernels.cuda.dequantize import CHUNKS, THREADS, dequantize_rows
+from gecko_mlc.tir_kernels.cuda.weight_launches import MANY_ROWS
 from gecko_mlc.tir_kernels.linear import oracle
 from gecko_mlc.tir_kernels.machine import CUDA
 from launch import floats, ints
 from launch_cuda import launch_cuda
+from tvm.script import tirx as T
 from weights import format_of, weights_in_memory
+
+from gecko_mlc.group_quantization import GroupLayout
 
 F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 F32 = np.dtype(np.float32)
@@ -32,11 +37,15 @@ QUANTIZED = [
     (3, 688, 137, "q3f16_1", SM_90),
     (129, 40, 10, "q3f16_1", SM_86),
     (3, 136, 137, "q8f16_1", SM_90),
+    (MANY_ROWS + 1, 72, 131, "q4f16_1", SM_90),
+    (MANY_ROWS, 40, 10, "q3f16_1", SM_86),
 ]
 cases = pytest.mark.parametrize(
     ("n", "inputs", "outputs", "scheme", "machine"),
     [PLAIN, PLAIN_16_BIT, WIDE, DEEP, SMALL, PLAIN_QUANTIZED, PLAIN_ODD, *QUANTIZED],
 )
+
+quantized = pytest.mark.parametrize("scheme", ["q4f16_1", "q8f16_1", "q3f16_1"])
 
 
 def matrix(rng: np.random.Generator, outputs: int, inputs: int, scheme: str) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +62,13 @@ def empty(rows: int, columns: int, dtype: Any = F32) -> np.ndarray:
     return np.full((rows, columns), np.nan, dtype)
 
 
+def launch_in(kernel: Any, *arguments: np.ndarray) -> np.ndarray | None:
+    """Launch a kernel; what it had for itself, if anything."""
+    scratch = [empty(*map(int, p.shape), NUMPY_DTYPES[str(p.dtype)]) for p in kernel.params[len(arguments) :]]
+    launch_cuda(kernel, *arguments, *scratch)
+    return scratch[0] if scratch else None
+
+
 def assert_close(result: np.ndarray, expected: np.ndarray) -> None:
     """Sums are fp32; what is stored in 16 bits has been rounded once."""
     eps = 0 if result.dtype == F32 else float(ml_dtypes.finfo(result.dtype).eps)
@@ -66,13 +82,44 @@ def test_linear() -> None:
     assert_close(y, oracle(x.astype(float), weight))
 
 
+@quantized
+def test_many_rows_are_multiplied_by_the_same_weights(scheme: str) -> None:
+    """To the bit, by whatever way; rows of the identity show them."""
+    rng, (inputs, outputs) = np.random.default_rng(0), (136, 35)
+    memory, weight = matrix(rng, outputs, inputs, scheme)
+    kernel = linear.linear_residual(inputs, outputs, format_of(scheme), False, SM_90)
+    for n in (MANY_ROWS - 1, MANY_ROWS):
+        y = empty(n, outputs)
+        dequantized = launch_in(kernel, np.eye(n, inputs, dtype=F16), memory, np.zeros_like(y), y)
+        np.testing.assert_array_equal(y[:inputs].T, weight)
+        np.testing.assert_array_equal(dequantized, weight if n == MANY_ROWS else empty(outputs, inputs, F16))
+
+
+@quantized
+def test_dequantize_rows(scheme: str) -> None:
+    """Longer ones than a block's."""
+    rows, features, layout = 3, 8 * CHUNKS * THREADS + 40, format_of(scheme)
+    assert isinstance(layout, GroupLayout)
+    launch = dequantize_rows(features, layout)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(memory: T.Buffer(layout.shape(rows, features), "uint32"), y: T.Buffer((rows, features), "float16")):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        launch(lambda o, i: T.address_of(memory[o, i]), rows, y)
+
+    memory, weight = matrix(np.random.default_rng(0), rows, features, scheme)
+    y = empty(rows, features, F16)
+    launch_cuda(kernel, memory, y)
+    np.testing.assert_array_equal(y, weight)
+
+
 @cases
 def test_linear_residual(n: int, inputs: int, outputs: int, scheme: str, machine: CUDA) -> None:
     rng, scaled = np.random.default_rng(1), machine is BOTH
     x, (memory, weight) = floats(rng, n, inputs).astype(activations(scheme)), matrix(rng, outputs, inputs, scheme)
     operands = [floats(rng, outputs)] * scaled + [floats(rng, n, outputs)]
     y = empty(n, outputs)
-    launch_cuda(linear.linear_residual(inputs, outputs, format_of(scheme), scaled, machine), x, memory, *operands, y)
+    launch_in(linear.linear_residual(inputs, outputs, format_of(scheme), scaled, machine), x, memory, *operands, y)
     assert_close(y, oracle(x.astype(float), weight, *operands, epilogue="scale_residual" if scaled else "residual"))
 
 
@@ -82,7 +129,7 @@ def test_gate(n: int, inputs: int, outputs: int, scheme: str, machine: CUDA) -> 
     u = floats(rng, n, inputs).astype(activations(scheme))
     (memory1, fc1), (memory3, fc3) = (matrix(rng, outputs, inputs, scheme) for _ in range(2))
     y = empty(n, outputs, u.dtype)
-    launch_cuda(linear.gate(inputs, outputs, swiglu, format_of(scheme), machine), u, memory1, *[memory3] * swiglu, y)
+    launch_in(linear.gate(inputs, outputs, swiglu, format_of(scheme), machine), u, memory1, *[memory3] * swiglu, y)
     expected = oracle(u.astype(float), fc1, activation="silu")
     assert_close(y, oracle(u.astype(float), fc3, expected, epilogue="gate") if swiglu else expected)
 
@@ -94,6 +141,7 @@ def test_gate(n: int, inputs: int, outputs: int, scheme: str, machine: CUDA) -> 
         (5, 33, 131, "q0f16", F32),
         (259, 200, 130, "q0bf16", BF16),
         (3, 72, 35, "q8f16_1", F16),
+        (MANY_ROWS, 72, 35, "q8f16_1", F16),
     ],
 )
 def test_value_projection(n: int, inputs: int, outputs: int, scheme: str, cache_dtype: Any) -> None:
@@ -103,7 +151,7 @@ def test_value_projection(n: int, inputs: int, outputs: int, scheme: str, cache_
     bias, values = floats(rng, outputs), floats(rng, 3, 2, n + 3, outputs).astype(cache_dtype)
     expected = values.copy()
     kernel = linear.value_projection(inputs, outputs, 3, n + 3, format_of(scheme), cache_dtype.name, BOTH)
-    launch_cuda(kernel, u, memory, bias, ints(slot), position, values)
+    launch_in(kernel, u, memory, bias, ints(slot), position, values)
     written = slot, 1, slice(2, 2 + n)
     assert_close(values[written], oracle(u.astype(float), weight, bias, epilogue="bias", activation="silu"))
     expected[written] = values[written]
@@ -115,7 +163,7 @@ def test_values_that_will_be_codes() -> None:
     u, (memory, weight) = floats(rng, n, inputs).astype(F16), matrix(rng, outputs, inputs, "q0f16")
     bias, v = floats(rng, outputs), empty(n, outputs, F16)
     kernel = linear.value_projection(inputs, outputs, 3, 9, format_of("q0f16"), "int8", BOTH)
-    launch_cuda(kernel, u, memory, bias, v)
+    launch_in(kernel, u, memory, bias, v)
     assert_close(v, oracle(u.astype(float), weight, bias, epilogue="bias", activation="silu"))
 
 
@@ -126,6 +174,7 @@ def test_values_that_will_be_codes() -> None:
         (5, 33, 70, 65, "q0f16"),
         (259, 136, 20, 130, "q0bf16"),
         (3, 72, 131, 7, "q4f16_1"),
+        (MANY_ROWS, 72, 131, 7, "q4f16_1"),
     ],
 )
 def test_projections(n: int, dim: int, z_dim: int, value_dim: int, scheme: str) -> None:
@@ -137,7 +186,7 @@ def test_projections(n: int, dim: int, z_dim: int, value_dim: int, scheme: str) 
     biases = bz, br, bh = [floats(rng, outputs) for outputs in (z_dim, value_dim, dim)]
     z, r, h = empty(n, z_dim), empty(n, value_dim, mx.dtype), empty(n, dim)
     kernel = linear.projections(dim, z_dim, value_dim, format_of(scheme), BOTH)
-    launch_cuda(kernel, mx, *(array for layer in zip(memories, biases, strict=True) for array in layer), x, z, r, h)
+    launch_in(kernel, mx, *(array for layer in zip(memories, biases, strict=True) for array in layer), x, z, r, h)
     inputs = mx.astype(float)
     assert_close(z, oracle(inputs, wz, bz, epilogue="bias"))
     assert_close(r, oracle(inputs, wr, br, epilogue="bias", activation="silu"))
