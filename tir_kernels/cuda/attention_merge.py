@@ -86,7 +86,6 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
         held_statistics = T.alloc_buffer((statistic_rounds, 2), scope="local")
         held_gate = T.alloc_buffer((width,), scope="local")
         sums = T.alloc_buffer((width,), scope="local")
-        attended = T.alloc_buffer((width,), scope="local")
         lane: T.let = tx % 32
         warp: T.let = tx // 32
         group: T.let = tx // lanes
@@ -120,22 +119,45 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
                     for v in T.vectorized(part):
                         held_partial[i, k * part + v] = partial[row, head, j, column + k * part + v]
 
-        # 1. This thread's share of the read, of z, while the predecessor ends: z's kernel has, as `attend` has waited.
+        # 1. The memory arrives while the predecessor ends, then all else, at once. What does not exist is loaded too,
+        # but not used.
         for i in T.unroll(memory_loads):
             for v in T.unroll(width):
                 held_memory[i, v] = T.Cast(dtype, T.float32(0))
             load_memory(i, i * groups + group)
+        wait_for_predecessor()
+        for k in T.unroll(statistic_rounds):
+            if k * 32 + lane < count:
+                for v in T.vectorized(2):
+                    held_statistics[k, v] = statistics[row, head, k * 32 + lane, v]
         for k in T.unroll(rounds):
             if k * 32 + lane < size:
                 aq[k] = z[row, head * size + k * 32 + lane]
+        for i in T.unroll(part_loads):
+            for v in T.unroll(width):
+                held_partial[i, v] = T.float32(0)
+            load_partial(i, i * groups + group)
         if column < value_size:
             for k in T.unroll(width // part):
                 for v in T.vectorized(part):
                     held_gate[k * part + v] = gate[row, head * value_size + column + k * part + v]
-        for v in T.unroll(width):
-            sums[v] = T.float32(0)
+
+        # 2. Weights of the parts and of the memory's rows; every warp has all, and writes some.
+        maximum[0] = f32(MASKED)
+        for k in T.unroll(statistic_rounds):
+            if k * 32 + lane < present:
+                maximum[0] = T.max(maximum[0], held_statistics[k, 0])
+        maximum[0] = warp_maximum(maximum[0])
+        total[0] = T.float32(0)
+        for k in T.unroll(statistic_rounds):
+            if k * 32 + lane < present:
+                held_statistics[k, 0] = T.exp(held_statistics[k, 0] - maximum[0])
+                total[0] = total[0] + held_statistics[k, 1] * held_statistics[k, 0]
+        total[0] = T.float32(1) / warp_sum(total[0])
+        for k in T.unroll(statistic_rounds):
+            if k * 32 + lane < present and k % warps == warp:
+                part_weights[k * 32 + lane] = held_statistics[k, 0] * total[0]
         if features > 0:
-            # Weights of the memory's rows; every warp has all, and writes some.
             total[0] = T.float32(0)
             for k in T.unroll(rounds):
                 if k * 32 + lane < size:
@@ -156,54 +178,28 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
             for k in T.unroll(rounds):
                 if k * 32 + lane < size and k % warps == warp:
                     read_weights[k * 32 + lane] = aq[k] * total[0]
-            T.tvm_storage_sync("shared")
-            for step in T.serial((features + groups * memory_loads - 1) // (groups * memory_loads)):
-                for i in T.unroll(memory_loads):
-                    a: T.let = (step * memory_loads + i) * groups + group
-                    weight[0] = T.if_then_else(a < features, read_weights[a], T.float32(0))
-                    for v in T.unroll(width):
-                        sums[v] = sums[v] + weight[0] * load(held_memory, i, v)
-                    load_memory(i, a + groups * memory_loads)
-        wait_for_predecessor()
-
-        # 2. All of the parts at once. What does not exist is loaded too, but not used.
-        for k in T.unroll(statistic_rounds):
-            if k * 32 + lane < count:
-                for v in T.vectorized(2):
-                    held_statistics[k, v] = statistics[row, head, k * 32 + lane, v]
-        for i in T.unroll(part_loads):
-            for v in T.unroll(width):
-                held_partial[i, v] = T.float32(0)
-            load_partial(i, i * groups + group)
-        maximum[0] = f32(MASKED)
-        for k in T.unroll(statistic_rounds):
-            if k * 32 + lane < present:
-                maximum[0] = T.max(maximum[0], held_statistics[k, 0])
-        maximum[0] = warp_maximum(maximum[0])
-        total[0] = T.float32(0)
-        for k in T.unroll(statistic_rounds):
-            if k * 32 + lane < present:
-                held_statistics[k, 0] = T.exp(held_statistics[k, 0] - maximum[0])
-                total[0] = total[0] + held_statistics[k, 1] * held_statistics[k, 0]
-        total[0] = T.float32(1) / warp_sum(total[0])
-        for k in T.unroll(statistic_rounds):
-            if k * 32 + lane < present and k % warps == warp:
-                part_weights[k * 32 + lane] = held_statistics[k, 0] * total[0]
         T.tvm_storage_sync("shared")
 
-        # 3. This thread's share of attention ⊙ r.
+        # 3. This thread's share of attention ⊙ r and of the read.
         for v in T.unroll(width):
-            attended[v] = T.float32(0)
+            sums[v] = T.float32(0)
         for step in T.serial((present + groups * part_loads - 1) // (groups * part_loads)):
             for i in T.unroll(part_loads):
                 j: T.let = (step * part_loads + i) * groups + group
                 if j < present:
                     for v in T.unroll(width):
-                        attended[v] = attended[v] + part_weights[j] * held_partial[i, v]
+                        sums[v] = sums[v] + part_weights[j] * held_partial[i, v]
                 load_partial(i, j + groups * part_loads)
         if column < value_size:
             for v in T.unroll(width):
-                sums[v] = sums[v] + attended[v] * held_gate[v]
+                sums[v] = sums[v] * held_gate[v]
+        for step in T.serial((features + groups * memory_loads - 1) // (groups * memory_loads)):
+            for i in T.unroll(memory_loads):
+                a: T.let = (step * memory_loads + i) * groups + group
+                weight[0] = T.if_then_else(a < features, read_weights[a], T.float32(0))
+                for v in T.unroll(width):
+                    sums[v] = sums[v] + weight[0] * load(held_memory, i, v)
+                load_memory(i, a + groups * memory_loads)
 
         # 4. Their sum.
         for v in T.unroll(width):

@@ -192,6 +192,7 @@ def attend(
 
         # Vectors of fp32 take more registers than three blocks can have.
         T.attr(0, RESIDENT_BLOCKS, 2 if key_dtype == "float32" else RESIDENT)
+        launch_dependents()
         for k in T.unroll(pair_rounds):
             if k * threads + tx < half:
                 for v in T.vectorized(2):
@@ -346,8 +347,6 @@ def attend(
                             head,
                         ]
         wait_for_predecessor()
-        # Now, so that the next kernel finds what the predecessor wrote.
-        launch_dependents()
         if present > 0:
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)

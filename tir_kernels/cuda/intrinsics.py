@@ -29,8 +29,7 @@ class device_function:
 
 
 # Overlapped starts (programmatic dependent launch): a kernel that waits may be started early. Before it has waited it
-# writes nothing, and reads nothing that an earlier kernel of its function writes; unless its predecessor launches
-# dependents after waiting itself: then all but that one have ended.
+# writes nothing, and reads nothing that an earlier kernel of its function writes.
 wait_for_predecessor = device_function(
     "gecko_wait_for_predecessor",
     """

@@ -17,8 +17,8 @@ from tvm.script import tirx as T
 
 from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
 
-# Rows of x that make up for dequantizing first: estimated for an H200, where that takes 4 ms of the 7B model, and saves
-# 10 ms of 2048 rows.
+# Rows of x that make up for dequantizing first. On an H200, with 4-bit weights of the 7B, 2048 rows take 67 instead of
+# 76 ms, and 768 take 30 instead of 32.
 MANY_ROWS = 768
 
 
