@@ -29,16 +29,18 @@ def quantize(layout: GroupLayout, weight: torch.Tensor) -> tuple[torch.Tensor, t
     for i in range(layout.codes_per_word):
         words |= codes[..., i] << layout.shift(i)
     packed = torch.zeros(layout.shape(outputs, inputs), dtype=torch.int32, device=weight.device)
-    offset = layout.scale_offset(inputs)
-    packed[:, :offset] = _interleave(words, layout.lanes)
-    scales = _interleave(scale, layout.lanes)
-    packed[:, offset:].view(TORCH_DTYPES[group.scale_dtype])[:, : scales.shape[1]] = scales
+    spans = packed.view(len(packed), -1, layout.span_words(inputs))
+    offset, span = layout.scale_offset(inputs), layout.span(inputs)
+    spans[..., :offset] = _interleave(words, layout.lanes, span * layout.words_per_group)
+    scales = _interleave(scale, layout.lanes, span)
+    spans[..., offset:].view(TORCH_DTYPES[group.scale_dtype])[..., : scales.shape[2]] = scales
     return packed.view(torch.uint32), dequantized
 
 
-def _interleave(rows: torch.Tensor, lanes: int) -> torch.Tensor:
-    padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % lanes))
-    return padded.view(-1, lanes, rows.shape[1]).transpose(1, 2).reshape(len(padded) // lanes, -1)
+def _interleave(rows: torch.Tensor, lanes: int, size: int) -> torch.Tensor:
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % size, 0, -len(rows) % lanes))
+    parts = padded.view(len(padded) // lanes, lanes, -1, size).permute(0, 2, 3, 1)
+    return parts.reshape(*parts.shape[:2], -1)
 
 
 def pack(parameters: dict[str, torch.Tensor], specs: Sequence[Parameter]) -> dict[str, torch.Tensor]:

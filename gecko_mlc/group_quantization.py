@@ -136,12 +136,12 @@ def _round_to_half(values: np.ndarray) -> None:
 
 
 class GroupLayout(BaseModel):
-    """A quantized matrix in memory, uint32 [⌈out/lanes⌉, words]: of `lanes` outputs side by side, all words of codes,
-    the outputs' next to each other, then all scales, likewise.
+    """A quantized matrix in memory, uint32 [⌈out/lanes⌉, words]: of `lanes` outputs side by side, the words of codes of
+    a span of groups, the outputs' next to each other, then the span's scales, likewise, and so on.
 
-    GPUs take single rows, 16-byte aligned; a CPU as many outputs as a vector has lanes. A word holds codes of
-    `code_bits`: the first half of them in its lower 16 bits. For 4 and 8 bits that is the files' order. CPUs hold
-    3-bit codes in 4 bits, which a byte can be made of.
+    GPUs take single rows, 16-byte aligned, in one span; a CPU as many outputs as a vector has lanes, in spans with 64
+    bytes of scales: that is one stream for it. A word holds codes of `code_bits`: the first half of them in its lower
+    16 bits. For 4 and 8 bits that is the files' order. CPUs hold 3-bit codes in 4 bits, which a byte can be made of.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -175,39 +175,48 @@ class GroupLayout(BaseModel):
         half = self.codes_per_word // 2
         return index // half * 16 + index % half * self.code_bits
 
+    def span(self, inputs: int) -> int:
+        """The groups whose scales are together, behind their codes."""
+        return self.quantization.groups(inputs) if self.lanes == 1 else 64 // (self.lanes * self._scale_bytes)
+
     def scale_offset(self, inputs: int) -> int:
-        """The word of a row of memory where its scales begin."""
-        return self.quantization.groups(inputs) * self.words_per_group * self.lanes
+        """The word of a span where its scales begin."""
+        return self.span(inputs) * self.words_per_group * self.lanes
+
+    def span_words(self, inputs: int) -> int:
+        """The words of a span: whole 16 bytes."""
+        return self.scale_offset(inputs) + -(-self.span(inputs) * self.lanes * self._scale_bytes // 16) * 4
 
     def shape(self, outputs: int, inputs: int) -> tuple[int, int]:
         """The shape in memory of a matrix [out, in]."""
-        scale_bytes = self.quantization.groups(inputs) * self.lanes * np.dtype(self.quantization.scale_dtype).itemsize
-        # Rows of whole 16 bytes.
-        return -(-outputs // self.lanes), self.scale_offset(inputs) + -(-scale_bytes // 16) * 4
+        spans = -(-self.quantization.groups(inputs) // self.span(inputs))
+        return -(-outputs // self.lanes), spans * self.span_words(inputs)
 
     def pack(self, q_weight: np.ndarray, q_scale: np.ndarray, inputs: int) -> np.ndarray:
         """The matrix in memory of what files hold; outputs beyond the last are zeros."""
-        outputs, groups = q_scale.shape
         words = q_weight if self._as_in_files else self._recode(q_weight)
-        packed = np.zeros(self.shape(outputs, inputs), np.uint32)
+        packed = np.zeros(self.shape(len(words), inputs), np.uint32)
+        spans = packed.reshape(len(packed), -1, self.span_words(inputs))
         offset = self.scale_offset(inputs)
-        missing = -outputs % self.lanes
-        packed[:, :offset] = self._interleave(words, missing)
-        scales = packed[:, offset:].view(self.quantization.scale_dtype)
-        scales[:, : groups * self.lanes] = self._interleave(q_scale, missing)
+        spans[..., :offset] = self._interleave(words, self.span(inputs) * self.words_per_group)
+        scales = spans[..., offset:].view(self.quantization.scale_dtype)
+        scales[..., : self.span(inputs) * self.lanes] = self._interleave(q_scale, self.span(inputs))
         return packed
+
+    @property
+    def _scale_bytes(self) -> int:
+        return int(np.dtype(self.quantization.scale_dtype).itemsize)
 
     @property
     def _as_in_files(self) -> bool:
         """Whether words hold the same codes at the same bits as in files."""
         return self.code_bits == self.quantization.bits and 16 % self.code_bits == 0
 
-    def _interleave(self, rows: np.ndarray, missing: int) -> np.ndarray:
-        """rows [out, n] → [⌈out/lanes⌉, n·lanes]"""
-        if self.lanes == 1:
-            return rows
-        padded = np.pad(rows, ((0, missing), (0, 0))) if missing else rows
-        return padded.reshape(-1, self.lanes, rows.shape[1]).swapaxes(1, 2).reshape(len(padded) // self.lanes, -1)
+    def _interleave(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """rows [out, n] → [⌈out/lanes⌉, ⌈n/size⌉, size·lanes]"""
+        padded = np.pad(rows, ((0, -len(rows) % self.lanes), (0, -rows.shape[1] % size)))
+        parts = padded.reshape(len(padded) // self.lanes, self.lanes, -1, size).transpose(0, 2, 3, 1)
+        return parts.reshape(*parts.shape[:2], -1)
 
     def _recode(self, q_weight: np.ndarray) -> np.ndarray:
         codes = self.quantization.codes(q_weight).reshape(len(q_weight), -1, self.codes_per_word)

@@ -112,7 +112,7 @@ def product(in_features: int, out_features: int, weights: GroupLayout, machine: 
     size, words, parts = group.group_size, weights.words_per_group, weights.codes_per_word // 4
     dot = byte_dot(machine, 2 * group.largest)
     scale_words = lanes if group.scale_dtype == "float32" else lanes // 2
-    offset = weights.scale_offset(in_features)
+    offset, span, span_words = (f(in_features) for f in (weights.scale_offset, weights.span, weights.span_words))
     # An exact sum and a sum of groups for each row; codes, scales and constants want registers too.
     tile_rows = (machine.registers - 8) // 2
 
@@ -124,7 +124,7 @@ def product(in_features: int, out_features: int, weights: GroupLayout, machine: 
         return T.bitwise_and(shifted, T.broadcast(T.uint32(0x0F0F0F0F), lanes))
 
     def scales_of(weight: Any, block: Expr, g: Expr) -> Expr:
-        bits = weight[block, T.ramp(offset + g * scale_words, 1, scale_words)]
+        bits = weight[block, T.ramp(g // span * span_words + offset + g % span * scale_words, 1, scale_words)]
         return T.Cast(f"float32x{lanes}", T.reinterpret(f"{group.scale_dtype}x{lanes}", bits))
 
     def int32_at(packed: Any, i: Expr, g: Expr, place: Expr) -> Expr:
@@ -160,7 +160,8 @@ def product(in_features: int, out_features: int, weights: GroupLayout, machine: 
             for word in T.unroll(words):
                 for part in T.unroll(parts):
                     codes[T.ramp(0, 1, lanes)] = part_of(
-                        weight[block, T.ramp((g * words + word) * lanes, 1, lanes)], part
+                        weight[block, T.ramp(g // span * span_words + (g % span * words + word) * lanes, 1, lanes)],
+                        part,
                     )
                     for i in T.unroll(rows):
                         exact[i, T.ramp(0, 1, lanes)] = dot.accumulate(

@@ -22,7 +22,8 @@ def weight_loader(weights: WeightFormat, inputs: int) -> Callable[[Any, Expr, Ex
     group, lanes = weights.quantization, weights.lanes
     per_word, half = weights.codes_per_word, weights.codes_per_word // 2
     mask, zero = tirx.const(2**weights.code_bits - 1, "uint32"), tirx.const(group.largest, "float32")
-    offset = weights.scale_offset(inputs)
+    offset, span, span_words = weights.scale_offset(inputs), weights.span(inputs), weights.span_words(inputs)
+    span_inputs = span * group.group_size
     scale_bits = np.dtype(group.scale_dtype).itemsize * 8
     scales_per_word = 32 // scale_bits
 
@@ -30,9 +31,11 @@ def weight_loader(weights: WeightFormat, inputs: int) -> Callable[[Any, Expr, Ex
         index = k % per_word
         shift = T.Cast("uint32", index // half * 16 + index % half * weights.code_bits)
         # Groups hold whole words.
-        code = T.bitwise_and(T.shift_right(buffer[o // lanes, k // per_word * lanes + o % lanes], shift), mask)
-        place = k // group.group_size * lanes + o % lanes
-        word = buffer[o // lanes, offset + place // scales_per_word]
+        first = k // span_inputs * span_words
+        word = buffer[o // lanes, first + k % span_inputs // per_word * lanes + o % lanes]
+        code = T.bitwise_and(T.shift_right(word, shift), mask)
+        place = k % span_inputs // group.group_size * lanes + o % lanes
+        word = buffer[o // lanes, first + offset + place // scales_per_word]
         if scale_bits == 32:
             scale = T.reinterpret("float32", word)
         else:
