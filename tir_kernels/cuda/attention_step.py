@@ -119,6 +119,8 @@ def attend(
     key_loads = min(-(-longest // teams), LOADS // key_rounds if key_rounds < LOADS else 1)
     # Vectors of 16 bytes go through a ring in shared memory; a thread reads only what it has put there itself.
     streamed, ring = width == _in_16_bytes(value_dtype), CODES if quantized else VALUES
+    # More of them would keep the memory from the predecessor's last blocks.
+    early = ring // 2 if streamed else 0
     # So much of it that TVM asks for more than the usual, which the rest would exceed.
     held_vectors = max(ring * threads, USUAL_SHARED_BYTES // 16 + 1) if streamed else 1
     widen = widen_vector(value_dtype)
@@ -334,7 +336,7 @@ def attend(
         # Keys and values of earlier tokens arrive while the predecessor ends.
         if present > 0:
             load_keys(0)
-            for i in T.unroll(ring if streamed else 0):
+            for i in T.unroll(early):
                 load_value(i, 0)
             if quantized:
                 for i in T.unroll(scale_rounds):
@@ -348,6 +350,8 @@ def attend(
                         ]
         wait_for_predecessor()
         if present > 0:
+            for i in T.unroll(ring - early if streamed else 0):
+                load_value(early + i, 0)
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, eps, lane)
             for k in T.unroll(pair_rounds):

@@ -57,9 +57,9 @@ Expr = Any
 TILE, UNIT = 16, 8
 # Tiles of a block at most, for room for their sums.
 TILES = 32
-# Units of a warp that are on their way, where there is room for them. At first they are half of all at most, or waiting
-# for the predecessor would be behind them.
-DEPTH = 4
+# Units of a warp that are on their way, where there is room for them, by the bits of a code. Before the predecessor has
+# ended they are half of all at most, or waiting for it would be behind them.
+DEPTH = {3: 3, 4: 3, 8: 4}
 
 
 def quantized_row(
@@ -112,7 +112,9 @@ def quantized_row(
     scratch_size = partial + weights * count * split
     half = (machine.shared_memory - 1024) // 2
     fitting = (half - ring * scale_size - 4 * scratch_size) // (WARPS * unit_values * scale_size)
-    depth = max(1, min(DEPTH, divide(count, tile_outputs * teams) * rounds // 2, fitting))
+    most = divide(count, tile_outputs * teams) * rounds
+    depth = max(1, min(DEPTH[layout.code_bits], most, fitting))
+    early = max(1, min(depth, most // 2))
 
     # From a round's codes to the next one's, and from a tile's to the next of the team.
     round_words, tile_words = split * UNIT * 4, teams * tile_outputs * row_words
@@ -298,7 +300,7 @@ def quantized_row(
         codes_to[0] = (lane // 8 * UNIT + T.bitwise_xor(lane % 8, lane // 8 % 2 * 4)) * sixteen
         for i in T.unroll(2):
             reads[i] = (lane // 4 * UNIT + T.bitwise_xor(lane % 4 + i * 4, lane // 4 % 2 * 4)) * sixteen
-        for i in T.unroll(depth):
+        for i in T.unroll(early):
             slot[0] = own[0] + i * unit_values
             copy(i)
         for n in T.unroll(divide(unit_pieces, THREADS)):
@@ -322,6 +324,9 @@ def quantized_row(
         if norm is not None:
             scale_and_shift(values, gains, shifts, scratch, tx)
         store_activations(values, shared, scratch, tx)
+        for i in T.unroll(depth - early):
+            slot[0] = own[0] + (early + i) * unit_values
+            copy(early + i)
         # A lane has its vector's activations if they are its column's, or else zeros.
         inputs_at[0] = T.Select(
             lane // 4 % 4 == lane % 4,
@@ -398,7 +403,7 @@ def quantized_row(
                 finish(row, begin * tile_outputs + o, result[0], result[weights - 1], addends[n])
 
     # Three blocks do not fit.
-    needed = max(ring + WARPS * depth * unit_values, machine.shared_memory // 3 // scale_size)
+    needed = max(ring + WARPS * depth * unit_values, (machine.shared_memory // 3 - 4 * scratch_size) // scale_size)
     shared_size = shared_values(needed, scale_size, scratch_size)
     return Product(blocks, 1, shared_size, scratch_size, compute)
 
