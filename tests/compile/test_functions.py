@@ -19,15 +19,18 @@ from gecko_mlc.abi import FUNCTIONS, functions_of
 from gecko_mlc.model import Build
 from gecko_mlc.quantization import quantization
 
+# Kernels are made once for the same machine and slots.
+CPU, GPU, SLOTS = Machine(), CUDA((80, 90)), 3
+
 
 @pytest.fixture(
     scope="module",
-    params=[(Machine(), "q0f32"), (CUDA((80, 90)), "q0f32"), (CUDA((80, 90)), "q4f16_1")],
+    params=[(CPU, "q0f32"), (GPU, "q0f32"), (GPU, "q4f16_1")],
     ids=["cpu", "cuda", "cuda-quantized"],
 )
 def build(request: pytest.FixtureRequest) -> Build:
     machine, scheme = request.param
-    return Build(small_config(), quantization(scheme), machine, 3)
+    return Build(small_config(), quantization(scheme), machine, SLOTS)
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +151,11 @@ def test_written_arguments_sees_through_views() -> None:
 def workspace(function: str, scheme: str, machine: Machine | CUDA, **changes: int) -> int:
     from gecko_mlc.compile.library import workspace_bytes
 
-    build = Build(small_config(**changes), quantization(scheme), machine, 1)
+    build = Build(small_config(**changes), quantization(scheme), machine, SLOTS)
     return workspace_bytes(lower(export(build, 8)[0])[function])
 
 
-@pytest.mark.parametrize(
-    ("function", "scheme", "machine"), [("decode", "q0f32", Machine()), ("prefill", "q4f16_1", CUDA((90,)))]
-)
+@pytest.mark.parametrize(("function", "scheme", "machine"), [("decode", "q0f32", CPU), ("prefill", "q4f16_1", GPU)])
 def test_workspace_does_not_grow_with_layers(function: str, scheme: str, machine: Machine | CUDA) -> None:
     sizes = [workspace(function, scheme, machine, num_layers=layers) for layers in (2, 4)]
     assert sizes[0] == sizes[1] > 0
@@ -164,5 +165,5 @@ def test_dequantized_weights_share_their_place() -> None:
     config = small_config()
     gate = 2 * 2 * config.ffn_hidden_dim * config.model_dim
     projections = 2 * (config.z_dim + config.value_dim + config.model_dim) * config.model_dim
-    dense, quantized = (workspace("prefill", scheme, CUDA((90,))) for scheme in ("q0f16", "q4f16_1"))
+    dense, quantized = (workspace("prefill", scheme, GPU) for scheme in ("q0f16", "q4f16_1"))
     assert dense < quantized < dense + gate + projections
