@@ -245,17 +245,18 @@ class Engine:
             for function in functions:
                 self._launch(function, *inputs)
 
+        self._run(launch)
+        if self._stream is not None:
+            self._graphs[key] = self._stream.record(launch)
+
+    def _call(self, function: str, *inputs: Any) -> None:
+        self._run(lambda: self._launch(function, *inputs))
+
+    def _run(self, launch: Callable[[], None]) -> None:
         if self._stream is None:
             launch()
         else:
             self._stream.run(launch)
-            self._graphs[key] = self._stream.record(launch)
-
-    def _call(self, function: str, *inputs: Any) -> None:
-        if self._stream is None:
-            self._launch(function, *inputs)
-        else:
-            self._stream.run(lambda: self._launch(function, *inputs))
 
     def _launch(self, function: str, *inputs: Any) -> None:
         parameters = self._parameters if function in PARAMETRIC_FUNCTIONS else []
