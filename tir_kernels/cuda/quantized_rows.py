@@ -53,8 +53,8 @@ from gecko_mlc.group_quantization import GroupLayout
 
 Expr = Any
 
-# Rows of weights that are multiplied at a time, and the vectors of each in a unit of copies.
-TILE, UNIT = 16, 8
+# Rows of weights that are multiplied at a time, those of a copy, and the vectors of each in a unit of copies.
+TILE, ROWS, UNIT = 16, 4, 8
 # Tiles of a block at most, for room for their sums.
 TILES = 32
 # Units of a warp that are on their way, where there is room for them, by the bits of a code. Before the predecessor has
@@ -72,9 +72,11 @@ def quantized_row(
     units, tile_outputs = divide(vectors, UNIT), TILE // weights
     split = min(WARPS, 1 << (units - 1).bit_length())
     teams, rounds = WARPS // split, divide(units, split)
-    tiles = [divide(extent, tile_outputs) for extent in extents]
-    blocks = share_blocks([divide(extent, teams) for extent in tiles])
-    count = max(divide(extent, number) for extent, number in zip(tiles, blocks, strict=True)) * tile_outputs
+    blocks = share_blocks([divide(extent, teams * tile_outputs) for extent in extents])
+    # Outputs of a block: some are in tiles that are not full, so that all blocks have nearly as many.
+    shares = [divide(extent, ROWS) for extent in extents]
+    most_shares = max(divide(extent, number) for extent, number in zip(shares, blocks, strict=True))
+    count = divide(most_shares * ROWS, tile_outputs) * tile_outputs
     unit_chunks = UNIT // 4
     chunks = rounds * split * unit_chunks
     # Portions of codes whose activations a thread brings to shared memory, for its own warp.
@@ -121,11 +123,9 @@ def quantized_row(
     to_next_tile = tile_words - (rounds - 1) * round_words
     round_scales = split * scale_bytes // 4
 
-    def there(matrix: int, tile: Expr, stop: Expr, r: Expr, within: Expr) -> Expr:
-        """Whether a row of a tile, and a part of it, exist."""
-        conditions = [tile < stop]
-        if extents[matrix] % tile_outputs:
-            conditions.append(tile * tile_outputs + r % tile_outputs < extents[matrix])
+    def there(output: Expr, stop: Expr, within: Expr) -> Expr:
+        """Whether an output is the block's, and a part of its row exists."""
+        conditions = [output < stop]
         if vectors != rounds * split * UNIT:
             conditions.append(within)
         return T.Cast("int32", tirx.all(*conditions))
@@ -223,10 +223,10 @@ def quantized_row(
         lane: T.let = tx % 32
         share: T.let = tx // 32 % split
         team: T.let = tx // 32 // split
-        # The block's tiles.
-        begin: T.let = block * tiles[matrix] // blocks[matrix]
-        stop: T.let = (block + 1) * tiles[matrix] // blocks[matrix]
-        steps: T.let = (stop - begin + teams - 1) // teams * rounds
+        # The block's outputs.
+        begin: T.let = block * shares[matrix] // blocks[matrix] * ROWS
+        stop: T.let = T.min((block + 1) * shares[matrix] // blocks[matrix] * ROWS, extents[matrix])
+        steps: T.let = (stop - begin + teams * tile_outputs - 1) // (teams * tile_outputs) * rounds
         # Places are variables: TVM would write their formulas into every use.
         own = T.alloc_buffer((1,), "int32", scope="local")
         slot = T.alloc_buffer((1,), "int32", scope="local")
@@ -244,13 +244,11 @@ def quantized_row(
             """A lane's vectors of 8 rows, four by four."""
             for q in T.unroll(2):
                 copy_16_if(
-                    T.address_of(shared[slot[0] + codes_to[0] + (line + q * 4) * UNIT * sixteen]),
-                    T.address_of(source[0, codes_from[0] + ((line % tile_outputs) + q * 4) * row_words]),
+                    T.address_of(shared[slot[0] + codes_to[0] + (line + q * ROWS) * UNIT * sixteen]),
+                    T.address_of(source[0, codes_from[0] + (line % tile_outputs + q * ROWS) * row_words]),
                     there(
-                        matrix,
-                        begin + s // rounds * teams + team,
+                        begin + (s // rounds * teams + team) * tile_outputs + line % tile_outputs + q * ROWS + lane // 8,
                         stop,
-                        line + q * 4 + lane // 8,
                         (s % rounds * split + share) * UNIT + lane % 8 < vectors,
                     ),
                 )
@@ -263,10 +261,8 @@ def quantized_row(
                     T.address_of(shared[slot[0] + unit_codes + lane * (scale_part // scale_size)]),
                     T.address_of(source[0, scales_from[0]]),
                     there(
-                        matrix,
-                        begin + s // rounds * teams + team,
+                        begin + (s // rounds * teams + team) * tile_outputs + lane // scale_lanes % tile_outputs,
                         stop,
-                        lane // scale_lanes,
                         offset + ((s % rounds * split + share) * scale_lanes + lane % scale_lanes) * (scale_part // 4)
                         < row_words,
                     ),
@@ -290,9 +286,9 @@ def quantized_row(
             )
 
         own[0] = ring + tx // 32 * depth * unit_values
-        codes_from[0] = ((begin + team) * tile_outputs + lane // 8) * row_words + (share * UNIT + lane % 8) * 4
+        codes_from[0] = (begin + team * tile_outputs + lane // 8) * row_words + (share * UNIT + lane % 8) * 4
         scales_from[0] = (
-            ((begin + team) * tile_outputs + lane // scale_lanes % tile_outputs) * row_words
+            (begin + team * tile_outputs + lane // scale_lanes % tile_outputs) * row_words
             + offset
             + (share * scale_lanes + lane % scale_lanes) * (scale_part // 4)
         )
@@ -317,8 +313,8 @@ def quantized_row(
         load_activations(x, row, values, tx)
         for n in T.unroll(divide(count, THREADS)):
             o: T.let = n * THREADS + tx
-            if o < (stop - begin) * tile_outputs and begin * tile_outputs + o < extents[matrix]:
-                addends[n] = addend(row, begin * tile_outputs + o)
+            if begin + o < stop:
+                addends[n] = addend(row, begin + o)
         if whole:
             normalize(values, lambda i: first_input(i // size, tx) + i % size < features, scratch, tx)
         if norm is not None:
@@ -395,12 +391,12 @@ def quantized_row(
         T.tvm_storage_sync("shared")
         for n in T.unroll(divide(count, THREADS)):
             o: T.let = n * THREADS + tx
-            if o < (stop - begin) * tile_outputs and begin * tile_outputs + o < extents[matrix]:
+            if begin + o < stop:
                 for w in T.unroll(weights):
                     result[w] = T.float32(0)
                     for i in T.unroll(split):
                         result[w] = result[w] + scratch[partial + (w * count + o) * split + i]
-                finish(row, begin * tile_outputs + o, result[0], result[weights - 1], addends[n])
+                finish(row, begin + o, result[0], result[weights - 1], addends[n])
 
     # Three blocks do not fit.
     needed = max(ring + WARPS * depth * unit_values, (machine.shared_memory // 3 - 4 * scratch_size) // scale_size)
