@@ -25,12 +25,14 @@ from gecko_mlc.tir_kernels.cuda import (
     embedding,
     group_norm,
     linear,
+    row_products,
     sampling,
     slots,
     timestep_norm,
     value_cache,
     working_memory,
 )
+from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, row_elements
 from gecko_mlc.tir_kernels.machine import CUDA
 from gecko_mlc.tir_kernels.rows import Rows
 
@@ -167,15 +169,37 @@ class CUDALaunches:
     def _mega_step(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
         """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [b, D]."""
         c, b, total = self.build.config, call.n, self.build.slots
+        weights = self.build.weight_format
         state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
+        gain = _present(mega.rmsnorm.weight)
+        rounded = complex_ema.rounded_norm_ema(
+            c.model_dim, c.timenorm_num_groups, c.layernorm_num_groups, weights, total
+        )
         u, mixed = call.state.update(
             complex_ema.norm_ema_step(
-                c.model_dim, c.timenorm_num_groups, c.cema_ndim, total, c.chunk_size, self._betas(), c.norm_eps
+                c.model_dim,
+                c.timenorm_num_groups,
+                c.cema_ndim,
+                total,
+                c.chunk_size,
+                self._betas(),
+                c.norm_eps,
+                rounded,
+                c.norm_affine and rounded is not None,
             ),
             "norm_ema",
-            [x, mega.timenorm.weight, mega.timenorm.bias, mega.cema.coefficients, call.slots, "position", *state],
+            [
+                x,
+                mega.timenorm.weight,
+                mega.timenorm.bias,
+                mega.cema.coefficients,
+                call.slots,
+                "position",
+                *state,
+                *(gain if rounded else []),
+            ],
             state,
-            [fresh(b, c.model_dim), fresh(b, c.model_dim)],
+            [_row(b, c.model_dim, rounded), _row(b, c.model_dim, rounded)],
         )
         keys, memory_keys = f"{prefix}keys", f"{prefix}memory_keys"
         layers = (mega.wv, mega.wz, mega.wr, mega.wh1)
@@ -186,16 +210,17 @@ class CUDALaunches:
                 c.value_dim,
                 c.layernorm_num_groups,
                 c.norm_eps,
-                c.norm_affine,
-                self.build.weight_format,
+                c.norm_affine and rounded is None,
+                weights,
                 total,
                 self.machine,
+                rounded,
             ),
             "projections",
             [
                 u,
                 mixed,
-                *_present(mega.rmsnorm.weight),
+                *([] if rounded else gain),
                 *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)),
                 x,
             ],
@@ -212,8 +237,9 @@ class CUDALaunches:
             cache,
             [fresh(b, c.num_heads, parts, c.value_head_dim), fresh(b, c.num_heads, parts, 2)],
         )
+        rounded = attention_merge.rounded_merge(c.value_dim, c.num_heads, self.key_dtype, weights, total)
         merged = launch(
-            attention_merge.merge(*shape, total, c.chunk_size, c.norm_eps, self.key_dtype),
+            attention_merge.merge(*shape, total, c.chunk_size, c.norm_eps, self.key_dtype, rounded),
             "merge",
             [
                 z,
@@ -226,15 +252,15 @@ class CUDALaunches:
                 call.state["position"],
                 call.state[f"{prefix}{self.memory}"],
             ],
-            fresh(b, c.value_dim),
+            _row(b, c.value_dim, rounded),
         )
-        weights = self.build.weight_format
-        kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, weights, False, total, self.machine)
+        kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, weights, False, total, self.machine, rounded)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(b, c.model_dim))
 
     def _ffn_step(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
         """The block's output [b, D] of y, its middle, and x, its input."""
-        c, b, rows = self.build.config, y.shape[0], self.build.slots
+        c, b, rows, weights = self.build.config, y.shape[0], self.build.slots, self.build.weight_format
+        rounded = row_products.rounded_outputs(c.ffn_hidden_dim, weights, rows, 2 if c.swiglu else 1)
         hidden = launch(
             decode_linear.gate(
                 c.model_dim,
@@ -243,17 +269,19 @@ class CUDALaunches:
                 c.norm_eps,
                 c.norm_affine,
                 c.swiglu,
-                self.build.weight_format,
+                weights,
                 rows,
                 self.machine,
+                rounded,
             ),
             "gate",
             [y, *_present(ffn.norm.weight, ffn.norm.bias), *_matrices(ffn)],
-            fresh(b, c.ffn_hidden_dim),
+            _row(b, c.ffn_hidden_dim, rounded),
         )
         scaled = ffn.alpha is not None
-        weights = self.build.weight_format
-        kernel = decode_linear.linear_residual(c.ffn_hidden_dim, c.model_dim, weights, scaled, rows, self.machine)
+        kernel = decode_linear.linear_residual(
+            c.ffn_hidden_dim, c.model_dim, weights, scaled, rows, self.machine, rounded
+        )
         residual = x if c.two_hop_residual else y
         arguments = [hidden, ffn.fc2.weight, *_present(ffn.alpha), residual]
         return launch(kernel, "linear_residual", arguments, fresh(b, c.model_dim))
@@ -430,3 +458,9 @@ def _present(*parameters: Tensor | None) -> list[Tensor]:
 def _matrices(ffn: NormalizedFFN) -> list[Tensor]:
     """The weights that share the FFN's input."""
     return [ffn.fc1.weight] if ffn.fc3 is None else [ffn.fc1.weight, ffn.fc3.weight]
+
+
+def _row(count: Any, features: int, rounded: RoundedRow | None) -> Tensor:
+    """Rows of activations that a kernel makes."""
+    width, dtype = row_elements(features, rounded)
+    return fresh(count, width, dtype=dtype)

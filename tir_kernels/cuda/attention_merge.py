@@ -14,9 +14,12 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     warp_maximum,
     warp_sum,
 )
+from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, round_vectors, rounded_row, row_elements
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
 from tvm import tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.group_quantization import WeightFormat
 
 Expr = Any
 
@@ -25,20 +28,41 @@ THREADS = 256
 LOADS, BLOCKS = 8, 264
 
 
+def _columns(value_size: int, heads: int, dtype: str) -> tuple[int, int]:
+    """Vectors of columns of a block, and columns of a vector."""
+    width = math.gcd(value_size, 4 if dtype == "float32" else 8)
+    return 8 if value_size // width * heads >= 8 * BLOCKS // 2 else 4, width
+
+
+def rounded_merge(value_dim: int, heads: int, dtype: str, weights: WeightFormat, rows: int) -> RoundedRow | None:
+    """How the kernel rounds what it makes, for a product of up to `rows` rows with `weights`."""
+    value_size = value_dim // heads
+    return rounded_row(value_dim, math.gcd(value_size, math.prod(_columns(value_size, heads, dtype))), weights, rows)
+
+
 @functools.cache
-def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, eps: float, dtype: str) -> tirx.PrimFunc:
+def merge(
+    z_dim: int,
+    value_dim: int,
+    heads: int,
+    slots: int,
+    chunk_size: int,
+    eps: float,
+    dtype: str,
+    outgoing: RoundedRow | None = None,
+) -> tirx.PrimFunc:
     """Kernel (z [b, Z], gamma [4, Z], beta [4, Z], partial [b, H, P, dv], statistics [b, H, P, 2], r [b, E],
     slots [b], position, memory [S, H, dz, dv]) → y [b, E] = attention ⊙ r + softmax(aq) · memory.
 
-    `partial` and `statistics` are those of `attend`. The memory is of `dtype`, all else fp32.
+    `partial` and `statistics` are those of `attend`. The memory is of `dtype`, all else fp32, or y `outgoing` rounded.
     """
     size, value_size = z_dim // heads, value_dim // heads
     count = parts(chunk_size, heads)
     # A block has `lanes` vectors of columns of a head; `groups` rows of the memory, or parts, at a time.
-    width = math.gcd(value_size, 4 if dtype == "float32" else 8)
+    lanes, width = _columns(value_size, heads, dtype)
     part = math.gcd(width, 4)
     vectors = value_size // width
-    lanes = 8 if vectors * heads >= 8 * BLOCKS // 2 else 4
+    row_width, row_dtype = row_elements(value_dim, outgoing)
     groups, warps = THREADS // lanes, THREADS // 32
     tiles = -(-vectors // lanes)
     part_loads = min(-(-count // groups), LOADS // 2)
@@ -66,14 +90,14 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
         statistics = T.match_buffer(statistics_handle, (b, heads, count, 2), "float32")
         gate = T.match_buffer(r_handle, (b, value_dim), "float32")
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-        y = T.match_buffer(y_handle, (b, value_dim), "float32")
+        y = T.match_buffer(y_handle, (b, row_width), row_dtype)
         tile = T.launch_thread("blockIdx.x", tiles)
         head = T.launch_thread("blockIdx.y", heads)
         row = T.launch_thread("blockIdx.z", b)
         tx = T.launch_thread("threadIdx.x", THREADS)
         part_weights = T.alloc_buffer((count,), scope="shared")
         read_weights = T.alloc_buffer((size,), scope="shared")
-        totals = T.alloc_buffer((warps, lanes * width), scope="shared")
+        totals = T.alloc_buffer((warps * lanes * width,), scope="shared")
         gains = T.alloc_buffer((rounds,), scope="local")
         shifts = T.alloc_buffer((rounds,), scope="local")
         aq = T.alloc_buffer((rounds,), scope="local")
@@ -206,12 +230,26 @@ def merge(z_dim: int, value_dim: int, heads: int, slots: int, chunk_size: int, e
             sums[v] = group_sum(sums[v])
         if lane < lanes:
             for v in T.unroll(width):
-                totals[warp, lane * width + v] = sums[v]
+                totals[(warp * lanes + lane) * width + v] = sums[v]
         T.tvm_storage_sync("shared")
         if tx < lanes * width and tile * lanes * width + tx < value_size:
             total[0] = T.float32(0)
             for w in T.unroll(warps):
-                total[0] = total[0] + totals[w, tx]
-            y[row, head * value_size + tile * lanes * width + tx] = total[0]
+                total[0] = total[0] + totals[w * lanes * width + tx]
+            if outgoing is None:
+                y[row, head * value_size + tile * lanes * width + tx] = total[0]
+            else:
+                totals[tx] = total[0]
+        if outgoing is not None:
+            T.tvm_storage_sync("shared")
+            round_vectors(outgoing, lanes * width // outgoing.codes, THREADS)(
+                totals,
+                0,
+                (head * value_size + tile * lanes * width) // outgoing.codes,
+                T.min(value_size - tile * lanes * width, lanes * width) // outgoing.codes,
+                y,
+                row,
+                tx,
+            )
 
     return kernel

@@ -9,11 +9,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, launch_dependents, wait_for_predecessor
+from gecko_mlc.tir_kernels.cuda.intrinsics import (
+    device_function,
+    launch_dependents,
+    wait_for_predecessor,
+    warp_sum,
+)
+from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, round_vectors, rounded_row, row_elements
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.timestep_norm import load_average, update_moments
 from tvm import tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.group_quantization import WeightFormat
 
 Expr = Any
 
@@ -45,6 +53,21 @@ __device__ __forceinline__ float {name}(float* values, int part) {{
     return device_function(name, source, "float32")
 
 
+# Threads that have channels of a group side by side.
+COLUMNS = 256
+
+
+def rounded_norm_ema(
+    dim: int, groups: int, norm_groups: int, weights: WeightFormat, rows: int
+) -> RoundedRow | None:
+    """How `norm_ema_step` rounds what it makes, for products of up to `rows` rows with `weights`, behind a norm of
+    `norm_groups`: of one group, as its sum of squares is taken from all blocks, and a block's channels all at once."""
+    size = dim // groups
+    if norm_groups > 1 or size > math.gcd(size, 4) * COLUMNS:
+        return None
+    return rounded_row(dim, size, weights, rows, groups)
+
+
 @functools.cache
 def norm_ema_step(
     dim: int,
@@ -54,43 +77,35 @@ def norm_ema_step(
     chunk_size: int,
     betas: tuple[float, float],
     eps: float,
+    outgoing: RoundedRow | None = None,
+    affine: bool = False,
 ) -> tirx.PrimFunc:
     """Kernel (x [b, D], weight [D], bias [D], coefficients [5, N, D], slots [b], position, mean [S, G], var [S, G],
-    ema [S, 2, N, D]) → u [b, D], c [b, D].
+    ema [S, 2, N, D], norm weight [D] if affine) → u [b, D], c [b, D].
 
     One token for each of b slots, all fp32: u is its timestep norm and c = u + EMA. `mean`, `var` and `ema` of the
-    slots are updated in place.
+    slots are updated in place. Both may be `outgoing` rounded, and c then is times the gain of the norm after it, and
+    comes with the squares that the norm needs.
     """
     size = dim // groups
     # A block is a group: `columns` threads side by side with a vector of channels each, `parts` of the components.
     width = math.gcd(size, 4)
     vectors = size // width
-    columns = min(vectors, 256)
+    columns = min(vectors, COLUMNS)
     parts = min(components, 512 // columns)
     threads = -(-columns * parts // 32) * 32
     tiles = -(-vectors // columns)
     rounds = -(-components // parts)
+    row_width, row_dtype = row_elements(dim, outgoing)
+    # Of the groups of a tile: partial sums by component, then, if they are rounded, u, and the squares by warp.
+    entered, squares = parts * columns * width, (parts + 1) * columns * width
+    scratch = entered if outgoing is None else squares + threads // 32
+    gain_rounds = -(-size // threads) if outgoing is not None else 0
+    round_both = round_vectors(outgoing, size // outgoing.codes, threads) if outgoing is not None else None
+    last = threads - 1
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
-        x_handle: T.handle,
-        weight: T.Buffer((dim,), "float32"),
-        bias: T.Buffer((dim,), "float32"),
-        coefficients: T.Buffer((5, components, dim), "float32"),
-        slots_handle: T.handle,
-        position: T.Buffer((slots, 2), "int32"),
-        mean: T.Buffer((slots, groups), "float32"),
-        var: T.Buffer((slots, groups), "float32"),
-        ema: T.Buffer((slots, 2, components, dim), "float32"),
-        u_handle: T.handle,
-        c_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        b = T.int32()
-        x = T.match_buffer(x_handle, (b, dim), "float32")
-        u = T.match_buffer(u_handle, (b, dim), "float32")
-        c = T.match_buffer(c_handle, (b, dim), "float32")
-        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+    @T.inline
+    def compute(x, weight, bias, coefficients, slot_ids, position, mean, var, ema, gain, u, c, b):
         group = T.launch_thread("blockIdx.x", groups)
         row = T.launch_thread("blockIdx.y", b)
         tx = T.launch_thread("threadIdx.x", threads)
@@ -102,7 +117,9 @@ def norm_ema_step(
         entering = T.alloc_buffer((width,), scope="local")
         new = T.alloc_buffer((2, width), scope="local")
         total = T.alloc_buffer((width,), scope="local")
-        totals = T.alloc_buffer((parts, columns * width), scope="shared")
+        totals = T.alloc_buffer((scratch,), scope="shared")
+        gains = T.alloc_buffer((max(1, gain_rounds),), scope="local")
+        square = T.alloc_buffer((1,), scope="local")
         column: T.let = tx % columns
         part: T.let = tx // columns
 
@@ -146,6 +163,9 @@ def norm_ema_step(
         slot: T.let = slot_ids[row]
         load_state(0, 0, slot)
         load_average(average, group, slot, position, chunk_size, betas, mean, var)
+        for k in T.unroll(gain_rounds):
+            if k * threads + tx < size:
+                gains[k] = gain(group * size + k * threads + tx)
         wait_for_predecessor()
         load_input(0)
         update_moments(moments, x, row, group, size, tx % 32, average, eps)
@@ -161,8 +181,12 @@ def norm_ema_step(
                 for v in T.vectorized(width):
                     entering[v] = (entering[v] - moments[0]) * moments[2] * scale[0, v] + scale[1, v]
                 if part == 0:
-                    for v in T.vectorized(width):
-                        u[row, d + v] = entering[v]
+                    if outgoing is None:
+                        for v in T.vectorized(width):
+                            u[row, d + v] = entering[v]
+                    else:
+                        for v in T.vectorized(width):
+                            totals[entered + column * width + v] = entering[v]
                     for v in T.vectorized(width):
                         total[v] = entering[v]
                 for round_ in T.serial(rounds):
@@ -179,20 +203,101 @@ def norm_ema_step(
                             for v in T.vectorized(width):
                                 ema[slot, k, j, d + v] = new[k, v]
                 for v in T.vectorized(width):
-                    totals[part, column * width + v] = total[v]
+                    totals[part * columns * width + column * width + v] = total[v]
             T.tvm_storage_sync("shared")
-            for k in T.serial((columns * width + threads - 1) // threads):
-                i: T.let = k * threads + tx
-                if i < columns * width and tile * columns * width + i < size:
-                    total[0] = T.float32(0)
-                    for p in T.unroll(parts):
-                        total[0] = total[0] + totals[p, i]
-                    c[row, group * size + tile * columns * width + i] = total[0]
-            if tiles > 1:
+
+            @T.inline
+            def add_parts(i):
+                total[0] = T.float32(0)
+                for p in T.unroll(parts):
+                    total[0] = total[0] + totals[p * columns * width + i]
+
+            if outgoing is None:
+                for k in T.serial((columns * width + threads - 1) // threads):
+                    i: T.let = k * threads + tx
+                    if i < columns * width and tile * columns * width + i < size:
+                        add_parts(i)
+                        c[row, group * size + tile * columns * width + i] = total[0]
+                if tiles > 1:
+                    T.tvm_storage_sync("shared")
+            else:
+                # The last threads round u meanwhile.
+                round_both(totals, entered, group * (size // outgoing.codes), size // outgoing.codes, u, row, last - tx)
+                square[0] = T.float32(0)
+                for k in T.unroll(gain_rounds):
+                    if k * threads + tx < size:
+                        add_parts(k * threads + tx)
+                        square[0] = square[0] + total[0] * total[0]
+                        totals[k * threads + tx] = total[0] * gains[k]
+                square[0] = warp_sum(square[0])
+                if tx % 32 == 0:
+                    totals[squares + tx // 32] = square[0]
                 T.tvm_storage_sync("shared")
+                round_both(totals, 0, group * (size // outgoing.codes), size // outgoing.codes, c, row, tx)
+                if tx == last:
+                    total[0] = T.float32(0)
+                    for warp in T.unroll(threads // 32):
+                        total[0] = total[0] + totals[squares + warp]
+                    c[row, outgoing.floats(3) + group] = T.reinterpret("uint32", total[0])
         if tx == 0:
             mean[slot, group] = moments[0]
             var[slot, group] = moments[1]
+
+    # Parsing happens at definition: only the signature asked for is defined.
+    if affine:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            weight: T.Buffer((dim,), "float32"),
+            bias: T.Buffer((dim,), "float32"),
+            coefficients: T.Buffer((5, components, dim), "float32"),
+            slots_handle: T.handle,
+            position: T.Buffer((slots, 2), "int32"),
+            mean: T.Buffer((slots, groups), "float32"),
+            var: T.Buffer((slots, groups), "float32"),
+            ema: T.Buffer((slots, 2, components, dim), "float32"),
+            norm_weight: T.Buffer((dim,), "float32"),
+            u_handle: T.handle,
+            c_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            b = T.int32()
+            x = T.match_buffer(x_handle, (b, dim), "float32")
+            u = T.match_buffer(u_handle, (b, row_width), row_dtype)
+            c = T.match_buffer(c_handle, (b, row_width), row_dtype)
+            slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+            compute(
+                x, weight, bias, coefficients, slot_ids, position, mean, var, ema,
+                lambda k: T.float32(1) + norm_weight[k], u, c, b,
+            )  # fmt: skip
+
+    else:
+
+        @T.prim_func(s_tir=True, private=True)
+        def kernel(
+            x_handle: T.handle,
+            weight: T.Buffer((dim,), "float32"),
+            bias: T.Buffer((dim,), "float32"),
+            coefficients: T.Buffer((5, components, dim), "float32"),
+            slots_handle: T.handle,
+            position: T.Buffer((slots, 2), "int32"),
+            mean: T.Buffer((slots, groups), "float32"),
+            var: T.Buffer((slots, groups), "float32"),
+            ema: T.Buffer((slots, 2, components, dim), "float32"),
+            u_handle: T.handle,
+            c_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+            b = T.int32()
+            x = T.match_buffer(x_handle, (b, dim), "float32")
+            u = T.match_buffer(u_handle, (b, row_width), row_dtype)
+            c = T.match_buffer(c_handle, (b, row_width), row_dtype)
+            slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+            compute(
+                x, weight, bias, coefficients, slot_ids, position, mean, var, ema,
+                lambda k: T.float32(1), u, c, b,
+            )  # fmt: skip
 
     return kernel
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.activation import silu
 from gecko_mlc.tir_kernels.cuda.intrinsics import RESIDENT_BLOCKS, launch_dependents
+from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, round_vectors, row_elements
 from gecko_mlc.tir_kernels.cuda.row_inputs import RESIDENT, THREADS, Norm
 from gecko_mlc.tir_kernels.cuda.row_products import row_product
 from gecko_mlc.tir_kernels.machine import CUDA
@@ -41,16 +42,20 @@ def projections(
     weights: WeightFormat,
     rows: int,
     machine: CUDA,
+    incoming: RoundedRow | None = None,
 ) -> tirx.PrimFunc:
     """Kernel (u [b, D], c [b, D], norm weight [D] if affine, wv [E, D], bias [E], wz [Z, D], bias [Z], wr [E, D],
     bias [E], wh1 [D, D], bias [D], x [b, D]) → v [b, E], z [b, Z], r [b, E], h [b, D].
 
     With mx the group RMS norm of c (2.4), v = silu(wv u + b), z = wz mx + b, r = silu(wr mx + b),
-    h = x + wh1 mx + b (2.8). All but the weights is fp32.
+    h = x + wh1 mx + b (2.8). All but the weights is fp32. Rows u and c may be `incoming` rounded, c then with its norm's
+    gain and its squares: a norm of one group, here without a weight.
     """
     extents = value_dim, z_dim, value_dim, dim
-    plain = row_product(dim, extents, weights, rows, machine)
-    normed = row_product(dim, extents, weights, rows, machine, norm=Norm(norm_groups, eps, False))
+    norm = Norm(norm_groups, eps, False)
+    plain = row_product(dim, extents, weights, rows, machine, incoming=incoming)
+    normed = row_product(dim, extents, weights, rows, machine, norm=norm, incoming=incoming)
+    width, dtype = row_elements(dim, incoming)
     # The first block of each weight, and the end.
     ends = [0, *itertools.accumulate(plain.blocks)]
 
@@ -122,8 +127,8 @@ def projections(
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
-            u = T.match_buffer(u_handle, (b, dim), "float32")
-            c = T.match_buffer(c_handle, (b, dim), "float32")
+            u = T.match_buffer(u_handle, (b, width), dtype)
+            c = T.match_buffer(c_handle, (b, width), dtype)
             x = T.match_buffer(x_handle, (b, dim), "float32")
             v = T.match_buffer(v_handle, (b, value_dim), "float32")
             z = T.match_buffer(z_handle, (b, z_dim), "float32")
@@ -156,8 +161,8 @@ def projections(
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
-            u = T.match_buffer(u_handle, (b, dim), "float32")
-            c = T.match_buffer(c_handle, (b, dim), "float32")
+            u = T.match_buffer(u_handle, (b, width), dtype)
+            c = T.match_buffer(c_handle, (b, width), dtype)
             x = T.match_buffer(x_handle, (b, dim), "float32")
             v = T.match_buffer(v_handle, (b, value_dim), "float32")
             z = T.match_buffer(z_handle, (b, z_dim), "float32")
@@ -173,11 +178,18 @@ def projections(
 
 @functools.cache
 def linear_residual(
-    in_features: int, out_features: int, weights: WeightFormat, scaled: bool, rows: int, machine: CUDA
+    in_features: int,
+    out_features: int,
+    weights: WeightFormat,
+    scaled: bool,
+    rows: int,
+    machine: CUDA,
+    incoming: RoundedRow | None = None,
 ) -> tirx.PrimFunc:
     """Kernel (y [b, K], weight [O, K], alpha [O] if scaled, residual [b, O]) → residual + alpha ⊙ product, [b, O]; all
-    but the weight fp32."""
-    product = row_product(in_features, (out_features,), weights, rows, machine)
+    but the weight fp32, or y `incoming` rounded."""
+    product = row_product(in_features, (out_features,), weights, rows, machine, incoming=incoming)
+    width, dtype = row_elements(in_features, incoming)
 
     @T.inline
     def compute(x, weight, scale, residual, y, b):
@@ -211,7 +223,7 @@ def linear_residual(
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
-            x = T.match_buffer(x_handle, (b, in_features), "float32")
+            x = T.match_buffer(x_handle, (b, width), dtype)
             residual = T.match_buffer(residual_handle, (b, out_features), "float32")
             y = T.match_buffer(y_handle, (b, out_features), "float32")
             compute(x, weight, lambda o: scale[o], residual, y, b)
@@ -227,7 +239,7 @@ def linear_residual(
         ):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
-            x = T.match_buffer(x_handle, (b, in_features), "float32")
+            x = T.match_buffer(x_handle, (b, width), dtype)
             residual = T.match_buffer(residual_handle, (b, out_features), "float32")
             y = T.match_buffer(y_handle, (b, out_features), "float32")
             compute(x, weight, _one, residual, y, b)
@@ -246,12 +258,20 @@ def gate(
     weights: WeightFormat,
     rows: int,
     machine: CUDA,
+    outgoing: RoundedRow | None = None,
 ) -> tirx.PrimFunc:
     """Kernel (y [b, D], norm weight [D] and bias [D] if affine, fc1 [F, D], fc3 [F, D] if swiglu) → [b, F].
 
-    With n the group layer norm of y, silu(fc1 n) ⊙ fc3 n, or silu(fc1 n) (2.8); all but the weights is fp32.
+    With n the group layer norm of y, silu(fc1 n) ⊙ fc3 n, or silu(fc1 n) (2.8); all but the weights is fp32, or the
+    result `outgoing` rounded.
     """
-    product = row_product(dim, (hidden,), weights, rows, machine, 1 + swiglu, Norm(norm_groups, eps, True))
+    norm = Norm(norm_groups, eps, True)
+    product = row_product(dim, (hidden,), weights, rows, machine, 1 + swiglu, norm, outgoing=outgoing)
+    width, dtype = row_elements(hidden, outgoing)
+    outputs = product.most if outgoing is not None else 0
+
+    def activated(value: Expr, second: Expr) -> Expr:
+        return silu(value) * second if swiglu else silu(value)
 
     @T.inline
     def compute(x, gain, shift, fc1, fc3, y, b):
@@ -259,14 +279,14 @@ def gate(
         by = T.launch_thread("blockIdx.y", (b + product.rows - 1) // product.rows)
         tx = T.launch_thread("threadIdx.x", THREADS)
         shared = T.alloc_buffer((product.shared,), weights.arithmetic, scope="shared.dyn")
-        scratch = T.alloc_buffer((product.scratch,), scope="shared")
+        scratch = T.alloc_buffer((outputs + product.scratch,), scope="shared")
 
         @T.inline
         def store(i, o, value, second, addend):
-            if swiglu:
-                y[i, o] = silu(value) * second
+            if outgoing is not None:
+                scratch[product.scratch + o - product.first_output(bx, 0)] = activated(value, second)
             else:
-                y[i, o] = silu(value)
+                y[i, o] = activated(value, second)
 
         T.attr(0, RESIDENT_BLOCKS, RESIDENT)
         launch_dependents()
@@ -274,6 +294,13 @@ def gate(
             fc1, fc3, x, b, by * product.rows, gain, shift,
             bx, 0, shared, scratch, tx, _nothing, store,
         )  # fmt: skip
+        if outgoing is not None:
+            first: T.let = product.first_output(bx, 0) // outgoing.codes
+            stop: T.let = T.min(product.first_output(bx + 1, 0), hidden) // outgoing.codes
+            T.tvm_storage_sync("shared")
+            round_vectors(outgoing, outputs // outgoing.codes, THREADS)(
+                scratch, product.scratch, first, stop - first, y, by, tx
+            )
 
     # Parsing happens at definition: only the signature asked for is defined.
     if affine and swiglu:
@@ -290,7 +317,7 @@ def gate(
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
-            y = T.match_buffer(y_handle, (b, hidden), "float32")
+            y = T.match_buffer(y_handle, (b, width), dtype)
             compute(x, lambda k: T.float32(1) + norm_weight[k], lambda k: norm_bias[k], fc1, fc3, y, b)
 
     elif affine:
@@ -306,7 +333,7 @@ def gate(
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
-            y = T.match_buffer(y_handle, (b, hidden), "float32")
+            y = T.match_buffer(y_handle, (b, width), dtype)
             compute(x, lambda k: T.float32(1) + norm_weight[k], lambda k: norm_bias[k], fc1, fc1, y, b)
 
     elif swiglu:
@@ -321,7 +348,7 @@ def gate(
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
-            y = T.match_buffer(y_handle, (b, hidden), "float32")
+            y = T.match_buffer(y_handle, (b, width), dtype)
             compute(x, _one, _zero, fc1, fc3, y, b)
 
     else:
@@ -331,7 +358,7 @@ def gate(
             T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             b = T.int32()
             x = T.match_buffer(x_handle, (b, dim), "float32")
-            y = T.match_buffer(y_handle, (b, hidden), "float32")
+            y = T.match_buffer(y_handle, (b, width), dtype)
             compute(x, _one, _zero, fc1, fc1, y, b)
 
     return kernel

@@ -13,26 +13,23 @@ from typing import Any
 
 import numpy as np
 from gecko_mlc.tir_kernels.cuda.code_bytes import (
-    INTEGERS,
     INTEGERS_BITS,
-    LARGEST,
     UPPER,
     load_scales,
     multiply_codes,
     piece_bytes,
     portion,
-    store_activations_as_bytes,
 )
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
     copy_8_if,
     copy_16_if,
-    lane_maximum,
     lane_sum,
     load_registers,
     load_registers_8,
     wait_copies,
     wait_for_predecessor,
+    warp_sum,
 )
 from gecko_mlc.tir_kernels.cuda.row_inputs import (
     BLOCKS,
@@ -45,6 +42,7 @@ from gecko_mlc.tir_kernels.cuda.row_inputs import (
     shared_values,
     statistics,
 )
+from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, round_portion
 from gecko_mlc.tir_kernels.machine import CUDA, divide
 from tvm import tirx
 from tvm.script import tirx as T
@@ -63,20 +61,28 @@ DEPTH = {3: 3, 4: 3, 8: 4}
 
 
 def quantized_row(
-    features: int, extents: tuple[int, ...], layout: GroupLayout, weights: int, norm: Norm | None, machine: CUDA
+    features: int,
+    extents: tuple[int, ...],
+    layout: GroupLayout,
+    weights: int,
+    norm: Norm | None,
+    machine: CUDA,
+    incoming: RoundedRow | None = None,
+    together: int | None = None,
 ) -> Product:
     """`split` warps share the inputs of a tile: 16 rows of a weight, or 8 of each of two. The activations are in shared
-    memory, and the units of codes and scales that are on their way."""
+    memory, and the units of codes and scales that are on their way. Activations that are `incoming` rounded may have an
+    RMS norm, without a gain. Blocks have whole tiles, or whole numbers of outputs `together`."""
     group_vectors = layout.words_per_group // 4
     vectors, codes = layout.quantization.groups(features) * group_vectors, 4 * layout.codes_per_word
     units, tile_outputs = divide(vectors, UNIT), TILE // weights
     split = min(WARPS, 1 << (units - 1).bit_length())
     teams, rounds = WARPS // split, divide(units, split)
     blocks = share_blocks([divide(extent, teams * tile_outputs) for extent in extents])
-    # Outputs of a block: some are in tiles that are not full, so that all blocks have nearly as many.
-    shares = [divide(extent, ROWS) for extent in extents]
+    share_outputs = together or tile_outputs
+    shares = [divide(extent, share_outputs) for extent in extents]
     most_shares = max(divide(extent, number) for extent, number in zip(shares, blocks, strict=True))
-    count = divide(most_shares * ROWS, tile_outputs) * tile_outputs
+    count = divide(most_shares * share_outputs, tile_outputs) * tile_outputs
     unit_chunks = UNIT // 4
     chunks = rounds * split * unit_chunks
     # Portions of codes whose activations a thread brings to shared memory, for its own warp.
@@ -84,11 +90,12 @@ def quantized_row(
     size = codes // per_vector
     portions = divide(rounds * UNIT * per_vector, 32)
     part = math.gcd(features, size, 4)
-    whole = norm is not None and norm.groups == 1
-    compute_statistics = statistics(features, 1, norm) if norm is not None else None
+    here = norm if incoming is None else None
+    whole = here is not None and here.groups == 1
+    compute_statistics = statistics(features, 1, here) if here is not None else None
     # Teams have the same rows: their sums are so many times as large.
-    normalize = normalize_whole(features * teams, norm, portions * size, WARPS) if norm is not None else None
-    store_portion, multiply = store_activations_as_bytes(layout), multiply_codes(layout)
+    normalize = normalize_whole(features * teams, here, portions * size, WARPS) if here is not None else None
+    round_one, multiply = round_portion(layout), multiply_codes(layout)
     load_piece = load_registers if piece_bytes(layout) == 16 else load_registers_8
 
     # In shared memory, in values of the scales' dtype: the activations, pieces of a chunk's vectors next to each other,
@@ -108,9 +115,13 @@ def quantized_row(
     load_pair = load_scales(layout.quantization.scale_dtype, 2 // group_vectors)
     # Of 4 bytes: moments, of each vector what is taken from its sums (of upper bytes, of lower ones) and their factor,
     # and partial sums [weights, outputs, split].
-    corrections = 2 * WARPS if whole else divide(2 * norm.groups, 4) * 4 if norm else 0
+    corrections = 2 * WARPS if whole else divide(2 * here.groups, 4) * 4 if here else 0
     factors = corrections + 2 * chunks * 4
     partial = factors + chunks * 4
+    # Of an incoming row, 16 bytes at a time: a unit's activations, the fp32 of all of a warp's units; rounds of squares.
+    unit_copies = unit_chunks * pieces * 8
+    float_copies = rounds * unit_chunks
+    squares_rounds = divide(incoming.squares, 32) if incoming is not None and norm is not None else 0
     scratch_size = partial + weights * count * split
     half = (machine.shared_memory - 1024) // 2
     fitting = (half - ring * scale_size - 4 * scratch_size) // (WARPS * unit_values * scale_size)
@@ -129,6 +140,9 @@ def quantized_row(
         if vectors != rounds * split * UNIT:
             conditions.append(within)
         return T.Cast("int32", tirx.all(*conditions))
+
+    def first_output(block: Expr, matrix: int) -> Expr:
+        return block * shares[matrix] // blocks[matrix] * share_outputs
 
     def vector_of(n: Expr, tx: Expr) -> Expr:
         """The vector of a thread's portion n, one of its warp's in turn."""
@@ -180,31 +194,47 @@ def quantized_row(
 
     @T.inline
     def store_activations(values, shared, scratch, tx):
-        largest = T.alloc_buffer((1,), scope="local")
-        sums = T.alloc_buffer((2,), "int32", scope="local")
         for n in T.unroll(portions):
             vector: T.let = vector_of(n, tx)
-            largest[0] = T.float32(0)
-            for i in T.unroll(size):
-                largest[0] = T.max(largest[0], T.abs(values[n * size + i]))
-            largest[0] = lane_maximum(per_vector)(largest[0])
-            if vector < chunks * 4:
-                store_portion(
-                    T.address_of(shared[(vector // 4 * pieces * 8 + vector % 4) * piece]),
-                    tx % per_vector,
-                    T.address_of(sums[0]),
-                    T.address_of(values[n * size]),
-                    T.Select(largest[0] > T.float32(0), T.float32(LARGEST) / largest[0], T.float32(0)),
+
+            @T.inline
+            def keep(kind, value):
+                scratch[corrections + kind * chunks * 4 + vector] = value
+
+            round_one(
+                values,
+                n * size,
+                T.address_of(shared[(vector // 4 * pieces * 8 + vector % 4) * piece]),
+                tx % per_vector,
+                vector < chunks * 4,
+                keep,
+            )
+
+    @T.inline
+    def copy_activations(x, row, shared, scratch, tx):
+        """Those that a warp multiplies, of an incoming row."""
+        lane: T.let = tx % 32
+        share: T.let = tx // 32 % split
+        for n in T.unroll(divide(rounds * unit_copies, 32)):
+            unit: T.let = (n * 32 + lane) // unit_copies * split + share
+            place: T.let = unit * unit_copies + (n * 32 + lane) % unit_copies
+            if n * 32 + lane < rounds * unit_copies:
+                copy_16_if(
+                    T.address_of(shared[place * piece]),
+                    T.address_of(x[row, place * 4]),
+                    T.Cast("int32", place < vectors * 2 * pieces),
                 )
-            for i in T.unroll(2):
-                sums[i] = lane_sum(per_vector, dtype="int32")(sums[i])
-            if vector < chunks * 4 and tx % per_vector == 0:
-                # With the code that stands for 0.
-                for i in T.unroll(2):
-                    scratch[corrections + i * chunks * 4 + vector] = T.float32(INTEGERS) + T.Cast(
-                        "float32", layout.quantization.largest * sums[i]
-                    )
-                scratch[factors + vector] = largest[0] * T.float32(1 / LARGEST)
+        for n in T.unroll(divide(3 * float_copies, 32)):
+            kind: T.let = (n * 32 + lane) // float_copies
+            within: T.let = (n * 32 + lane) % float_copies
+            chunk: T.let = (within // unit_chunks * split + share) * unit_chunks + within % unit_chunks
+            if n * 32 + lane < 3 * float_copies:
+                copy_16_if(
+                    T.address_of(scratch[corrections + (kind * chunks + chunk) * 4]),
+                    T.address_of(x[row, incoming.floats(kind) + chunk * 4]),
+                    T.Cast("int32", chunk * 4 < vectors),
+                )
+        commit_copies()
 
     @T.inline
     def compute(weight, second, x, b, row, gain, shift, block, matrix, shared, scratch, tx, addend, finish):
@@ -220,12 +250,13 @@ def quantized_row(
         totals = T.alloc_buffer((2,), scope="local")
         result = T.alloc_buffer((weights,), scope="local")
         addends = T.alloc_buffer((divide(count, THREADS),), scope="local")
+        squares = T.alloc_buffer((max(1, squares_rounds),), scope="local")
         lane: T.let = tx % 32
         share: T.let = tx // 32 % split
         team: T.let = tx // 32 // split
         # The block's outputs.
-        begin: T.let = block * shares[matrix] // blocks[matrix] * ROWS
-        stop: T.let = T.min((block + 1) * shares[matrix] // blocks[matrix] * ROWS, extents[matrix])
+        begin: T.let = first_output(block, matrix)
+        stop: T.let = T.min(first_output(block + 1, matrix), extents[matrix])
         steps: T.let = (stop - begin + teams * tile_outputs - 1) // (teams * tile_outputs) * rounds
         # Places are variables: TVM would write their formulas into every use.
         own = T.alloc_buffer((1,), "int32", scope="local")
@@ -304,25 +335,35 @@ def quantized_row(
                 shared[zeros + n * THREADS + tx] = tirx.const(0, layout.arithmetic)
         T.tvm_storage_sync("shared")
         # Parameters come from memory: that is a microsecond, which passes while the predecessor ends.
-        if norm is not None:
+        if here is not None:
             load_norm(gain, shift, gains, shifts, tx)
         wait_for_predecessor()
-        if norm is not None and not whole:
+        if here is not None and not whole:
             compute_statistics(x, b, row, scratch, tx)
             T.tvm_storage_sync("shared")
-        load_activations(x, row, values, tx)
+        if incoming is None:
+            load_activations(x, row, values, tx)
+        else:
+            copy_activations(x, row, shared, scratch, tx)
+            for k in T.unroll(squares_rounds):
+                squares[k] = T.float32(0)
+                if k * 32 + lane < incoming.squares:
+                    squares[k] = T.reinterpret("float32", x[row, incoming.floats(3) + k * 32 + lane])
         for n in T.unroll(divide(count, THREADS)):
             o: T.let = n * THREADS + tx
             if begin + o < stop:
                 addends[n] = addend(row, begin + o)
         if whole:
             normalize(values, lambda i: first_input(i // size, tx) + i % size < features, scratch, tx)
-        if norm is not None:
+        if here is not None:
             scale_and_shift(values, gains, shifts, scratch, tx)
-        store_activations(values, shared, scratch, tx)
+        if incoming is None:
+            store_activations(values, shared, scratch, tx)
         for i in T.unroll(depth - early):
             slot[0] = own[0] + (early + i) * unit_values
             copy(early + i)
+        if incoming is not None:
+            wait_copies(depth - early)
         # A lane has its vector's activations if they are its column's, or else zeros.
         inputs_at[0] = T.Select(
             lane // 4 % 4 == lane % 4,
@@ -388,6 +429,10 @@ def quantized_row(
                         o: T.let = (s // rounds * teams + team) * tile_outputs + line * 8 % tile_outputs + lane // 4
                         if o < count:
                             scratch[partial + (line * 8 // tile_outputs * count + o) * split + share] = totals[line]
+        if squares_rounds > 0:
+            for k in T.unroll(squares_rounds - 1):
+                squares[0] = squares[0] + squares[k + 1]
+            squares[0] = T.float32(1) / T.sqrt(warp_sum(squares[0]) / T.float32(features) + T.float32(norm.eps))
         T.tvm_storage_sync("shared")
         for n in T.unroll(divide(count, THREADS)):
             o: T.let = n * THREADS + tx
@@ -396,12 +441,14 @@ def quantized_row(
                     result[w] = T.float32(0)
                     for i in T.unroll(split):
                         result[w] = result[w] + scratch[partial + (w * count + o) * split + i]
+                    if squares_rounds > 0:
+                        result[w] = result[w] * squares[0]
                 finish(row, begin + o, result[0], result[weights - 1], addends[n])
 
     # Three blocks do not fit.
     needed = max(ring + WARPS * depth * unit_values, (machine.shared_memory // 3 - 4 * scratch_size) // scale_size)
     shared_size = shared_values(needed, scale_size, scratch_size)
-    return Product(blocks, 1, shared_size, scratch_size, compute)
+    return Product(blocks, 1, shared_size, scratch_size, compute, count, first_output)
 
 
 def share_blocks(tiles: list[int]) -> list[int]:

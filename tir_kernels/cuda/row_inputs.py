@@ -60,6 +60,8 @@ class Product(NamedTuple):
     It multiplies rows of x [b, K] fp32 from `row` on, normed if there is a norm, with the block's outputs of a weight
     [O, K], the number `matrix`, and of a second one if it has two. finish(i, o, value, second, addend(i, o)) stores
     output o of row i.
+
+    Where `first_output` is known, a block has up to `most` outputs, from first_output(block, matrix) on.
     """
 
     blocks: list[int]
@@ -67,6 +69,8 @@ class Product(NamedTuple):
     shared: int
     scratch: int
     compute: Any
+    most: int = 0
+    first_output: Any = None
 
 
 def shared_values(count: int, size: int, scratch: int) -> int:

@@ -6,9 +6,10 @@ each thread are on their way all the time, the first before the predecessor has 
 
 from gecko_mlc.tir_kernels.cuda.batch_products import tensor_core_product
 from gecko_mlc.tir_kernels.cuda.dot_products import dot_product
-from gecko_mlc.tir_kernels.cuda.quantized_rows import quantized_row
-from gecko_mlc.tir_kernels.cuda.row_inputs import Norm, Product
-from gecko_mlc.tir_kernels.machine import CUDA
+from gecko_mlc.tir_kernels.cuda.quantized_rows import TILE, quantized_row
+from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, rounded_row
+from gecko_mlc.tir_kernels.cuda.row_inputs import BLOCKS, Norm, Product
+from gecko_mlc.tir_kernels.machine import CUDA, divide
 
 from gecko_mlc.group_quantization import Dense, WeightFormat
 
@@ -24,10 +25,13 @@ def row_product(
     machine: CUDA,
     count: int = 1,
     norm: Norm | None = None,
+    incoming: RoundedRow | None = None,
+    outgoing: RoundedRow | None = None,
 ) -> Product:
     """The product for up to `rows` rows with weights [extent, features] of some extents, each with a
     second one if `count` is 2. Several rows go through the tensor
-    cores where weights stand for numbers of 16 bits, and are rounded to them."""
+    cores where weights stand for numbers of 16 bits, and are rounded to them. `incoming` rows are rounded already, the
+    products' blocks have whole vectors of `outgoing` ones."""
     if features > MOST_INPUTS:
         raise ValueError(f"{features} inputs of a matrix: at most {MOST_INPUTS} can be decoded with CUDA")
     whole = not isinstance(weights, Dense) or features % 8 == 0  # rows of whole 16 bytes
@@ -35,4 +39,16 @@ def row_product(
         return tensor_core_product(features, extents, weights, rows, count, norm)
     if isinstance(weights, Dense):
         return dot_product(features, extents, weights.dtype, count, norm)
-    return quantized_row(features, extents, weights, count, norm, machine)
+    together = outgoing.codes if outgoing is not None else None
+    return quantized_row(features, extents, weights, count, norm, machine, incoming, together)
+
+
+def rounded_outputs(features: int, weights: WeightFormat, rows: int, count: int) -> RoundedRow | None:
+    """How a product's outputs, of `count` weights each, are rounded. None where they are not, or where blocks of whole
+    vectors would have more of them to do than others."""
+    outgoing = rounded_row(features, features, weights, rows)
+    if outgoing is None:
+        return None
+    most = outgoing.codes * divide(features // outgoing.codes, BLOCKS)
+    tile = TILE // count
+    return outgoing if most <= tile * divide(features, tile * BLOCKS) else None

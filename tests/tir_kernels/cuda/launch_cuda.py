@@ -15,6 +15,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from gecko_mlc.compile import cuda_pipeline
+from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow
 from tvm import tirx
 from tvm_ffi import WalkResult, structural_walk
 
@@ -49,6 +50,16 @@ def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray) -> None:
         inside[:] = 255
         if (memory != 255).any():
             raise RuntimeError(f"the kernel wrote outside of {name}")
+
+
+def assert_rounded(row: RoundedRow, packed: np.ndarray, expected: np.ndarray) -> None:
+    """Rows are `expected`, to a step of a vector's largest, and what sums are corrected by is what the oracle has."""
+    largest = np.abs(expected).reshape(len(expected), -1, row.codes).max(-1).repeat(row.codes, -1)
+    values = row.unpack(packed)
+    np.testing.assert_array_less(np.abs(values - expected), 2e-5 + (1e-4 + 2**-15) * largest)
+    vectors = slice(row.floats(0), row.floats(3))
+    ours, theirs = (rows[:, vectors].view(np.float32) for rows in (packed, row.pack(values)))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 def _bind(host: tirx.PrimFunc, arguments: tuple[np.ndarray, ...]) -> tvm.sym.Analyzer:

@@ -8,7 +8,8 @@ import pytest
 from gecko_mlc.tir_kernels import attention_inputs, chunk_attention, working_memory
 from gecko_mlc.tir_kernels.cuda import attention_merge, attention_step
 from launch import cached_values, floats, ints
-from launch_cuda import launch_cuda
+from launch_cuda import assert_rounded, launch_cuda
+from weights import format_of
 
 EPS = 1e-5
 # Of a cached key, or value: half the distance of two neighbours of its dtype, relative, and a little.
@@ -98,3 +99,22 @@ def test_step(
 def test_parts(chunk_size: int, heads: int, expected: int) -> None:
     """Enough blocks for a GPU, and not less than 32 positions for each when the window is full."""
     assert attention_step.parts(chunk_size, heads) == expected
+
+
+@pytest.mark.parametrize(("scheme", "value_dim", "heads"), [("q4f16_1", 384, 2), ("q8f16_1", 192, 4)])
+def test_merge_rounds(scheme: str, value_dim: int, heads: int) -> None:
+    """The rows that it makes in fp32; blocks have one vector or two, and a head's last one fewer."""
+    rng, z_dim, chunk_size = np.random.default_rng(3), 24, 9
+    outgoing = attention_merge.rounded_merge(value_dim, heads, "float16", format_of(scheme), 1)
+    assert outgoing is not None
+    size, value_size, count = z_dim // heads, value_dim // heads, attention_step.parts(chunk_size, heads)
+    z, gamma, beta, r = floats(rng, 1, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, 1, value_dim)
+    partial = floats(rng, 1, heads, count, value_size)
+    statistics = np.abs(floats(rng, 1, heads, count, 2))
+    memory = floats(rng, 2, heads, size, value_size).astype(np.float16)
+    inputs = z, gamma, beta, partial, statistics, r, ints(1), ints(0, 0, 3, 2).reshape(2, 2), memory
+    shape = z_dim, value_dim, heads, 2, chunk_size, EPS, "float16"
+    y, packed = np.full((1, value_dim), np.nan, np.float32), np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32)
+    launch_cuda(attention_merge.merge(*shape), *inputs, y)
+    launch_cuda(attention_merge.merge(*shape, outgoing), *inputs, packed)
+    assert_rounded(outgoing, packed, y.astype(float))

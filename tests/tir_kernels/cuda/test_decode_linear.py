@@ -6,11 +6,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gecko_mlc.tir_kernels.cuda import decode_linear
+from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, rounded_row
 from gecko_mlc.tir_kernels.group_norm import layer_norm_oracle, rms_norm_oracle
 from gecko_mlc.tir_kernels.linear import oracle
 from gecko_mlc.tir_kernels.machine import CUDA
 from launch import floats
-from launch_cuda import launch_cuda
+from launch_cuda import assert_rounded, launch_cuda
 from weights import format_of, weights_in_memory
 
 from gecko_mlc.group_quantization import Dense
@@ -112,6 +113,54 @@ def test_projections(rows: int, b: int, scheme: str, inputs: int, outputs: int) 
     assert_close(z, oracle(mx, wz, wz_bias, epilogue="bias"), scheme, rows)
     assert_close(r, oracle(mx, wr, wr_bias, epilogue="bias", activation="silu"), scheme, rows)
     assert_close(h, oracle(mx, wh1, wh1_bias, epilogue="bias") + x, scheme, rows)
+
+
+# Vectors of one unit of a warp and of several, with padding.
+rounded_cases = pytest.mark.parametrize(
+    ("scheme", "inputs", "outputs"), [("q4f16_1", 640, 128), ("q8f16_1", 1088, 64), ("q4f32_1", 128, 256)]
+)
+
+
+def rounded(features: int, scheme: str, squares: int = 0) -> RoundedRow:
+    row = rounded_row(features, features, format_of(scheme), 1, squares)
+    assert row is not None
+    return row
+
+
+@rounded_cases
+def test_rows_that_are_rounded_are_multiplied(scheme: str, inputs: int, outputs: int) -> None:
+    """Their squares are the norm's; the gain is in them."""
+    rng, weights, z_dim = np.random.default_rng(5), format_of(scheme), 19
+    incoming = rounded(inputs, scheme, squares=3)
+    values, squares = floats(rng, 2, inputs), np.array([[1.0, 20.0, 300.0]], np.float32)
+    values[0, 64:96] = 0
+    u, c = (incoming.pack(row[None]) for row in values)
+    c.view(np.float32)[:, incoming.floats(3) : incoming.floats(3) + 3] = squares
+    residual, extents = floats(rng, 1, inputs), (outputs, z_dim, outputs, inputs)
+    matrices = [weights_in_memory(rng, extent, inputs, scheme) for extent in extents]
+    biases = [floats(rng, extent) for extent in extents]
+    layers = [array for (stored, _), bias in zip(matrices, biases, strict=True) for array in (stored, bias)]
+    kernel = decode_linear.projections(inputs, z_dim, outputs, 1, EPS, False, weights, 1, MACHINE, incoming)
+    v, z, r, h = results = [empty(1, extent) for extent in extents]
+    launch_cuda(kernel, u, c, *layers, residual, *results)
+
+    u, mx = incoming.unpack(u), incoming.unpack(c) / np.sqrt(squares.sum() / inputs + EPS)
+    (wv, wz, wr, wh1), (wv_bias, wz_bias, wr_bias, wh1_bias) = (weight for _, weight in matrices), biases
+    assert_close(v, oracle(u, wv, wv_bias, epilogue="bias", activation="silu"), "q0f32", 1)
+    assert_close(z, oracle(mx, wz, wz_bias, epilogue="bias"), "q0f32", 1)
+    assert_close(r, oracle(mx, wr, wr_bias, epilogue="bias", activation="silu"), "q0f32", 1)
+    assert_close(h, oracle(mx, wh1, wh1_bias, epilogue="bias") + residual, "q0f32", 1)
+
+
+@rounded_cases
+def test_a_gate_rounds(scheme: str, inputs: int, outputs: int) -> None:
+    rng, outgoing = np.random.default_rng(6), rounded(outputs, scheme)
+    x, (stored, fc1) = floats(rng, 1, inputs), weights_in_memory(rng, outputs, inputs, scheme)
+    result = np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32)
+    kernel = decode_linear.gate(inputs, outputs, 1, EPS, False, False, format_of(scheme), 1, MACHINE, outgoing)
+    launch_cuda(kernel, x, stored, result)
+    u = layer_norm_oracle(x.astype(float), np.zeros(inputs), np.zeros(inputs), 1, EPS)
+    assert_rounded(outgoing, result, oracle(u, fc1, activation="silu"))
 
 
 @pytest.mark.parametrize(

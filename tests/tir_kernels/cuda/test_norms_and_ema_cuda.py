@@ -10,7 +10,8 @@ from gecko_mlc.tir_kernels.cuda import complex_ema as cuda_complex_ema
 from gecko_mlc.tir_kernels.cuda import group_norm as cuda_group_norm
 from gecko_mlc.tir_kernels.cuda import timestep_norm as cuda_timestep_norm
 from launch import floats, ints
-from launch_cuda import launch_cuda
+from launch_cuda import assert_rounded, launch_cuda
+from weights import format_of
 
 BETAS, EPS = (0.999, 0.9999), 1e-5
 # Of a result: the distance of two neighbours of its dtype, relative.
@@ -122,6 +123,32 @@ def test_norm_ema_step(dim: int, groups: int, components: int) -> None:
         assert_close(ema[slot], state)
     for result, old in zip((mean, var, ema), before, strict=True):
         np.testing.assert_array_equal(result[1], old[1])
+
+
+# Blocks of one vector and of more, with threads of one warp and of several.
+@pytest.mark.parametrize(
+    ("dim", "groups", "components", "scheme", "affine"),
+    [(128, 4, 3, "q4f16_1", True), (384, 3, 16, "q4f32_1", False), (320, 4, 5, "q8f16_1", True)],
+)
+def test_norm_ema_step_rounds(dim: int, groups: int, components: int, scheme: str, affine: bool) -> None:
+    """As it makes them; c with the gain of the norm after it, and the squares that it needs."""
+    rng, chunk_size, slots = np.random.default_rng(2), 7, ints(1)
+    outgoing = cuda_complex_ema.rounded_norm_ema(dim, groups, 1, format_of(scheme), 1)
+    assert outgoing is not None
+    x, (weight, bias) = 3 * floats(rng, 1, dim) + 1, floats(rng, 2, dim)
+    coefficients, ema, gain = coefficients_of(rng, components, dim), ema_of(rng, components, dim), floats(rng, dim)
+    state, position = (*moments_of(rng, groups), ema), ints(0, 0, 9, 9, 4, 3).reshape(3, 2)
+    inputs = x, weight, bias, coefficients, slots, position
+    shape = dim, groups, components, 3, chunk_size, BETAS, EPS
+    u, c = empty(1, dim), empty(1, dim)
+    launch_cuda(cuda_complex_ema.norm_ema_step(*shape), *inputs, *(s.copy() for s in state), u, c)
+    results = [np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32) for _ in range(2)]
+    kernel = cuda_complex_ema.norm_ema_step(*shape, outgoing, affine)
+    launch_cuda(kernel, *inputs, *state, *[gain] * affine, *results)
+    assert_rounded(outgoing, results[0], u.astype(float))
+    assert_rounded(outgoing, results[1], c.astype(float) * (1 + gain * affine))
+    squares = results[1].view(np.float32)[0, outgoing.floats(3) :][:groups]
+    assert_close(squares, (c.reshape(groups, -1).astype(float) ** 2).sum(-1))
 
 
 @pytest.mark.parametrize(
