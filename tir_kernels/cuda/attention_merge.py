@@ -64,6 +64,7 @@ def merge(
     vectors = value_size // width
     row_width, row_dtype = row_elements(value_dim, outgoing)
     groups, warps = THREADS // lanes, THREADS // 32
+    half = warps // 2
     tiles = -(-vectors // lanes)
     part_loads = min(-(-count // groups), LOADS // 2)
     memory_loads = min(-(-size // groups), LOADS)
@@ -117,7 +118,7 @@ def merge(
 
         launch_dependents()
         for k in T.unroll(rounds):
-            if k * 32 + lane < size:
+            if warp >= half and k * 32 + lane < size:
                 gains[k] = gamma[2, head * size + k * 32 + lane]
                 shifts[k] = beta[2, head * size + k * 32 + lane]
         # The host names the slots, before any launch.
@@ -151,11 +152,11 @@ def merge(
             load_memory(i, i * groups + group)
         wait_for_predecessor()
         for k in T.unroll(statistic_rounds):
-            if k * 32 + lane < count:
+            if warp < half and k * 32 + lane < count:
                 for v in T.vectorized(2):
                     held_statistics[k, v] = statistics[row, head, k * 32 + lane, v]
         for k in T.unroll(rounds):
-            if k * 32 + lane < size:
+            if warp >= half and k * 32 + lane < size:
                 aq[k] = z[row, head * size + k * 32 + lane]
         for i in T.unroll(part_loads):
             for v in T.unroll(width):
@@ -166,42 +167,44 @@ def merge(
                 for v in T.vectorized(part):
                     held_gate[k * part + v] = gate[row, head * value_size + column + k * part + v]
 
-        # 2. Weights of the parts and of the memory's rows; every warp has all, and writes some.
-        maximum[0] = f32(MASKED)
-        for k in T.unroll(statistic_rounds):
-            if k * 32 + lane < present:
-                maximum[0] = T.max(maximum[0], held_statistics[k, 0])
-        maximum[0] = warp_maximum(maximum[0])
-        total[0] = T.float32(0)
-        for k in T.unroll(statistic_rounds):
-            if k * 32 + lane < present:
-                held_statistics[k, 0] = T.exp(held_statistics[k, 0] - maximum[0])
-                total[0] = total[0] + held_statistics[k, 1] * held_statistics[k, 0]
-        total[0] = T.float32(1) / warp_sum(total[0])
-        for k in T.unroll(statistic_rounds):
-            if k * 32 + lane < present and k % warps == warp:
-                part_weights[k * 32 + lane] = held_statistics[k, 0] * total[0]
-        if features > 0:
-            total[0] = T.float32(0)
-            for k in T.unroll(rounds):
-                if k * 32 + lane < size:
-                    total[0] = total[0] + aq[k] * aq[k]
-            scale[0] = T.float32(1) / T.sqrt(warp_sum(total[0]) / T.float32(size) + T.float32(eps))
+        # 2. Weights of the parts, by half of the warps, and of the memory's rows. Every warp has all, and writes some.
+        if warp < half:
             maximum[0] = f32(MASKED)
-            for k in T.unroll(rounds):
-                if k * 32 + lane < size:
-                    aq[k] = affine(aq[k] * scale[0], gains[k], shifts[k], size)
-                    maximum[0] = T.max(maximum[0], aq[k])
+            for k in T.unroll(statistic_rounds):
+                if k * 32 + lane < present:
+                    maximum[0] = T.max(maximum[0], held_statistics[k, 0])
             maximum[0] = warp_maximum(maximum[0])
             total[0] = T.float32(0)
-            for k in T.unroll(rounds):
-                if k * 32 + lane < size:
-                    aq[k] = T.exp(aq[k] - maximum[0])
-                    total[0] = total[0] + aq[k]
+            for k in T.unroll(statistic_rounds):
+                if k * 32 + lane < present:
+                    held_statistics[k, 0] = T.exp(held_statistics[k, 0] - maximum[0])
+                    total[0] = total[0] + held_statistics[k, 1] * held_statistics[k, 0]
             total[0] = T.float32(1) / warp_sum(total[0])
-            for k in T.unroll(rounds):
-                if k * 32 + lane < size and k % warps == warp:
-                    read_weights[k * 32 + lane] = aq[k] * total[0]
+            for k in T.unroll(statistic_rounds):
+                if k * 32 + lane < present and k % half == warp:
+                    part_weights[k * 32 + lane] = held_statistics[k, 0] * total[0]
+        else:
+            if features > 0:
+                total[0] = T.float32(0)
+                for k in T.unroll(rounds):
+                    if k * 32 + lane < size:
+                        total[0] = total[0] + aq[k] * aq[k]
+                scale[0] = T.float32(1) / T.sqrt(warp_sum(total[0]) / T.float32(size) + T.float32(eps))
+                maximum[0] = f32(MASKED)
+                for k in T.unroll(rounds):
+                    if k * 32 + lane < size:
+                        aq[k] = affine(aq[k] * scale[0], gains[k], shifts[k], size)
+                        maximum[0] = T.max(maximum[0], aq[k])
+                maximum[0] = warp_maximum(maximum[0])
+                total[0] = T.float32(0)
+                for k in T.unroll(rounds):
+                    if k * 32 + lane < size:
+                        aq[k] = T.exp(aq[k] - maximum[0])
+                        total[0] = total[0] + aq[k]
+                total[0] = T.float32(1) / warp_sum(total[0])
+                for k in T.unroll(rounds):
+                    if k * 32 + lane < size and k % half == warp - half:
+                        read_weights[k * 32 + lane] = aq[k] * total[0]
         T.tvm_storage_sync("shared")
 
         # 3. This thread's share of attention ⊙ r and of the read.
