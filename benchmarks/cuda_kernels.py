@@ -17,6 +17,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from gecko_mlc.tir_kernels.cuda.rounded_row import LARGEST, RoundedRow
+
+from gecko_mlc.group_quantization import GroupLayout
 
 # Bytes of a launch's arrays: what is recorded may have to travel.
 LARGEST_LAUNCH = 2 * 10**6
@@ -52,19 +55,22 @@ class Recorder:
     def __init__(self, launch: Callable[..., None]) -> None:
         self._launch, self._test = launch, ""
         self._launches: dict[tuple[str, str], list[tuple[list[np.ndarray], ...]]] = defaultdict(list)
+        self._outgoing: dict[str, dict[str, Any]] = {}
         self.kernels: dict[str, Any] = {}
 
     def pytest_runtest_setup(self, item: Any) -> None:
         """Pytest's hook."""
         self._test = item.nodeid.split("/")[-1]
 
-    def __call__(self, kernel: Any, *arguments: np.ndarray) -> None:
+    def __call__(self, kernel: Any, *arguments: np.ndarray, outgoing: Any = None) -> None:
         before = [argument.copy() for argument in arguments]
         self._launch(kernel, *arguments)
         if sum(array.nbytes for array in before) > LARGEST_LAUNCH:
             return
         name = next((n for n, known in self.kernels.items() if known is kernel), f"kernel{len(self.kernels)}")
         self.kernels[name] = kernel
+        if outgoing is not None:
+            self._outgoing[name] = {**outgoing._asdict(), "layout": outgoing.layout.model_dump()}
         launches = self._launches[self._test, name]
         launches[1:] = [(before, [argument.copy() for argument in arguments])]
 
@@ -85,7 +91,8 @@ class Recorder:
                     {"dtype": before.dtype.name, "shape": before.shape, "before": keep(before), "after": keep(after)}
                     for before, after in zip(*pairs, strict=True)
                 ]
-                rows.append({"test": test, "kernel": kernel, "arguments": arguments})
+                outgoing = self._outgoing.get(kernel)
+                rows.append({"test": test, "kernel": kernel, "arguments": arguments, "outgoing": outgoing})
         return rows, arrays
 
 
@@ -170,7 +177,7 @@ def replay(
             failures.append(f"{row['test']}: {' '.join(str(fault).split())[:200]}")
             continue
         tolerance = max(map(_tolerance, before))
-        errors = [error(result, expected) for result, expected in zip(results, after, strict=True)]
+        errors = [error(*pair, row["outgoing"]) for pair in zip(results, after, strict=True)]
         test = row["test"].split("[")[0]
         worst[test] = max(worst.get(test, 0.0), max(errors) / tolerance)
         if max(errors) > tolerance:
@@ -182,10 +189,15 @@ def _tolerance(array: np.ndarray) -> float:
     return float(ml_dtypes.finfo(array.dtype).eps) if array.dtype.itemsize == 2 else FP32_TOLERANCE
 
 
-def error(result: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference as a part of the largest number; infinite where integers, NaN or infinities differ."""
+def error(result: np.ndarray, expected: np.ndarray, outgoing: dict[str, Any] | None = None) -> float:
+    """The largest difference as a part of the largest number; infinite where integers, NaN or infinities differ.
+
+    Of rows that a kernel rounds, `outgoing`, the activations are compared, and may be a step apart.
+    """
     if np.array_equal(result.view(np.uint8), expected.view(np.uint8)):
         return 0.0
+    if expected.dtype == np.uint32 and outgoing is not None:
+        return _rounded_error(result, expected, RoundedRow(**{**outgoing, "layout": GroupLayout(**outgoing["layout"])}))
     if expected.dtype.kind in "iu":
         return np.inf
     ours, theirs = result.astype(np.float64), expected.astype(np.float64)
@@ -193,3 +205,14 @@ def error(result: np.ndarray, expected: np.ndarray) -> float:
     if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True) or not np.isfinite(ours[finite]).all():
         return np.inf
     return float(np.abs(ours[finite] - theirs[finite]).max() / max(np.abs(theirs[finite]).max(), 1e-30))
+
+
+def _rounded_error(result: np.ndarray, expected: np.ndarray, row: RoundedRow) -> float:
+    if not row.consistent(result):
+        return np.inf
+    ours, theirs = (row.unpack(rows) for rows in (result, expected))
+    step = np.abs(theirs).reshape(len(theirs), -1, row.codes).max(-1).repeat(row.codes, -1) / LARGEST
+    difference = float(np.maximum(np.abs(ours - theirs) - step, 0).max() / np.abs(theirs).max())
+    squares = slice(row.floats(3), row.floats(3) + row.squares)
+    sums = [rows.view(np.float32)[:, squares] for rows in (result, expected)]
+    return max(difference, error(*map(np.ascontiguousarray, sums)) if row.squares else 0.0)

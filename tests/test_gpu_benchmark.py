@@ -21,6 +21,7 @@ from cuda_report import to_markdown
 from cuda_speed import kernel_rows, speed
 from gecko_mlc.runtime import bench
 from gecko_mlc.runtime.library import Library
+from gecko_mlc.tir_kernels.cuda.rounded_row import LARGEST, RoundedRow
 from safetensors.numpy import save_file
 from test_bench import metadata
 
@@ -132,6 +133,28 @@ def test_launches_are_recorded_and_compared() -> None:
     assert not again(1 + 1e-6, np.nan)["failures"]
     assert again(1 + 1e-4, np.nan)["failures"]
     assert again(1, 0)["failures"] == [": inf in argument 1"]
+
+
+def test_activations_that_a_kernel_rounds_may_be_a_step_apart() -> None:
+    row = RoundedRow(128, GroupLayout(quantization=QUANTIZATIONS["q4f16_1"].group, lanes=1, code_bits=4), 1)
+    outgoing = {**row._asdict(), "layout": row.layout.model_dump()}
+    values = np.random.default_rng(0).standard_normal((1, 128))
+    step, expected = np.abs(values[0, :32]).max() / LARGEST, row.pack(values)
+
+    def error(column: int, change: float) -> float:
+        changed = values.copy()
+        changed[0, column] += change
+        return cuda_kernels.error(row.pack(changed), expected, outgoing)
+
+    small = np.abs(values[0, :32]).argmin()
+    assert error(small, step) == 0.0
+    assert 1e-5 < error(small, 3 * step) < 1e-3
+    wrong = expected.copy()
+    wrong.view(np.float32)[0, row.floats(1)] += 1
+    assert cuda_kernels.error(wrong, expected, outgoing) == np.inf
+    wrong = expected.copy()
+    wrong.view(np.float32)[0, row.floats(3)] += 1
+    assert cuda_kernels.error(wrong, expected, outgoing) > 1
 
 
 def test_golden_and_conversations(compiled: Callable[..., Path], tmp_path: Path) -> None:

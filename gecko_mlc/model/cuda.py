@@ -32,7 +32,7 @@ from gecko_mlc.tir_kernels.cuda import (
     value_cache,
     working_memory,
 )
-from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, row_elements
+from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, row_elements
 from gecko_mlc.tir_kernels.machine import CUDA
 from gecko_mlc.tir_kernels.rows import Rows
 

@@ -14,7 +14,8 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     warp_maximum,
     warp_sum,
 )
-from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, round_vectors, rounded_row, row_elements
+from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row, row_elements
+from gecko_mlc.tir_kernels.cuda.rounding import round_vectors
 from gecko_mlc.tir_kernels.math import MASKED, f32, loader
 from tvm import tirx
 from tvm.script import tirx as T

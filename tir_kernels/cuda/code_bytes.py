@@ -1,109 +1,11 @@
-"""Codes for products with one row of activations on the tensor cores, for CUDA: as bytes, and the activations too, in
-the order of the words of codes.
-
-An activation is an integer of two bytes, to 2^-15 of the largest of its vector.
-"""
+"""Codes for products with one row of activations on the tensor cores, for CUDA: as bytes, in their words' order."""
 
 import functools
-from typing import NamedTuple
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import device_function
+from gecko_mlc.tir_kernels.cuda.rounded_row import Code, portion
 
 from gecko_mlc.group_quantization import GroupLayout
-
-# Steps of the largest activation of a vector, and of the upper one of its two bytes.
-LARGEST, UPPER = 127 * 256, 256
-# An integer that is added to this fp32 is added to its bits.
-INTEGERS, INTEGERS_BITS = 1.5 * 2**23, 0x4B400000
-
-
-class _Code(NamedTuple):
-    """A code of some words."""
-
-    word: int
-    index: int
-
-
-class Portion(NamedTuple):
-    """Some `words` of codes, of which words with a code in each byte are made: their `codes`, the lowest byte first."""
-
-    words: int
-    codes: list[list[_Code]]
-
-
-def portion(layout: GroupLayout) -> Portion:
-    """What a thread makes bytes of: two pairs of codes for a word, where it can be 8 bits apart in their own. At least
-    8 codes, as what a thread does for a portion is as much as for that many."""
-    half = layout.codes_per_word // 2
-    near = [index for index in range(half) if layout.shift(index) + 8 in map(layout.shift, range(half))]
-    words = 1 if layout.code_bits == 4 else 2
-    if len(near) * 2 == half:
-        step = 8 // layout.code_bits
-        twos = [(_Code(word, index), _Code(word, index + step)) for word in range(words) for index in near]
-    else:
-        pairs = [_Code(word, index) for index in range(half) for word in range(words)]
-        twos = list(zip(pairs[::2], pairs[1::2], strict=True))
-    return Portion(words, [[*two, *(_Code(code.word, code.index + half) for code in two)] for two in twos])
-
-
-def piece_bytes(layout: GroupLayout) -> int:
-    """Bytes of a vector's activations that are read at a time: of one product, or of two."""
-    return 16 if 4 * layout.codes_per_word % 16 == 0 else 8
-
-
-# (values[4] fp32, byte, flipped, sum int32): a byte of the bits of each, which as signed ones are added to the sum.
-_gather_bytes = device_function(
-    "gecko_gather_bytes",
-    """
-__device__ __forceinline__ unsigned gecko_gather_bytes(const float* values, int byte, unsigned flipped, int* sum) {
-  unsigned bits[4], two = 0x40 + 0x11 * byte;
-  memcpy(bits, values, 16);
-  unsigned word = __byte_perm(__byte_perm(bits[0], bits[1], two), __byte_perm(bits[2], bits[3], two), 0x5410) ^ flipped;
-#ifdef __CUDA_ARCH__
-  *sum = __dp4a(static_cast<int>(word), 0x01010101, *sum);
-#else
-  for (int i = 0; i < 4; ++i) *sum += static_cast<signed char>(word >> 8 * i);
-#endif
-  return word;
-}
-""",
-)
-
-
-@functools.cache
-def store_activations_as_bytes(layout: GroupLayout) -> device_function:
-    """(shared destination, portion, sums[2] int32, values fp32, steps): the activations of a vector's portion, times
-    `steps`, rounded to integers of two bytes, the lower one signed too, in the order of the words of codes; and the
-    sums of the upper ones and of the lower ones.
-
-    Pieces of four vectors are next to each other, upper bytes, then those of lower ones.
-    """
-    codes = portion(layout).codes
-    size = piece_bytes(layout) // 4
-    name = f"gecko_store_activations_as_bytes_{layout.code_bits}"
-    indices = ", ".join(str(code.word * layout.codes_per_word + code.index) for word in codes for code in word)
-    return device_function(
-        name,
-        f"""
-__device__ __forceinline__ void {name}(void* destination, int portion, int* sums, const float* values, float steps) {{
-  const int indices[{4 * len(codes)}] = {{{indices}}};
-  sums[0] = sums[1] = 0;
-#pragma unroll
-  for (int i = 0; i < {len(codes)}; ++i) {{
-    float raised[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) raised[j] = fmaf(values[indices[i * 4 + j]], steps, {INTEGERS + 128}f);
-    int word = portion * {len(codes)} + i;
-    unsigned* place = static_cast<unsigned*>(destination) + word / {size} * {8 * size} + word % {size};
-    place[0] = gecko_gather_bytes(raised, 1, 0, &sums[0]);
-    // 128 more turns the lower byte's sign.
-    place[{4 * size}] = gecko_gather_bytes(raised, 0, 0x80808080u, &sums[1]);
-  }}
-}}
-""",
-        uses=(_gather_bytes,),
-    )
-
 
 # (sums[4] uint32, a[4] uint32, b[2] uint32): sums [16, 8] += a [16, 32] · b [32, 8] of unsigned and signed bytes, in
 # the fragments of `mma.m16n8k32`.
@@ -130,7 +32,7 @@ def multiply_codes(layout: GroupLayout) -> device_function:
     words, codes = portion(layout)
     mask = (2**layout.code_bits - 1) * 0x10001
 
-    def pair(row: int, begin: int, code: _Code, byte: int) -> str:
+    def pair(row: int, begin: int, code: Code, byte: int) -> str:
         shift = layout.shift(code.index) - 8 * byte
         shifted = f"codes[{row * 4 + begin + code.word}] {'>>' if shift >= 0 else '<<'} {abs(shift)}"
         return f"({shifted} & {mask << 8 * byte:#x}u)"

@@ -15,7 +15,8 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     wait_for_predecessor,
     warp_sum,
 )
-from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, round_vectors, rounded_row, row_elements
+from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row, row_elements
+from gecko_mlc.tir_kernels.cuda.rounding import round_vectors
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.timestep_norm import load_average, update_moments
 from tvm import tirx
@@ -57,9 +58,7 @@ __device__ __forceinline__ float {name}(float* values, int part) {{
 COLUMNS = 256
 
 
-def rounded_norm_ema(
-    dim: int, groups: int, norm_groups: int, weights: WeightFormat, rows: int
-) -> RoundedRow | None:
+def rounded_norm_ema(dim: int, groups: int, norm_groups: int, weights: WeightFormat, rows: int) -> RoundedRow | None:
     """How `norm_ema_step` rounds what it makes, for products of up to `rows` rows with `weights`, behind a norm of
     `norm_groups`: of one group, as its sum of squares is taken from all blocks, and a block's channels all at once."""
     size = dim // groups

@@ -7,7 +7,8 @@ from typing import Any
 
 from gecko_mlc.tir_kernels.cuda.activation import silu
 from gecko_mlc.tir_kernels.cuda.intrinsics import RESIDENT_BLOCKS, launch_dependents
-from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, round_vectors, row_elements
+from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, row_elements
+from gecko_mlc.tir_kernels.cuda.rounding import round_vectors
 from gecko_mlc.tir_kernels.cuda.row_inputs import RESIDENT, THREADS, Norm
 from gecko_mlc.tir_kernels.cuda.row_products import row_product
 from gecko_mlc.tir_kernels.machine import CUDA
@@ -48,8 +49,8 @@ def projections(
     bias [E], wh1 [D, D], bias [D], x [b, D]) → v [b, E], z [b, Z], r [b, E], h [b, D].
 
     With mx the group RMS norm of c (2.4), v = silu(wv u + b), z = wz mx + b, r = silu(wr mx + b),
-    h = x + wh1 mx + b (2.8). All but the weights is fp32. Rows u and c may be `incoming` rounded, c then with its norm's
-    gain and its squares: a norm of one group, here without a weight.
+    h = x + wh1 mx + b (2.8). All but the weights is fp32. Rows u and c may be `incoming` rounded, c then with its
+    norm's gain and squares: a norm of one group, here without a weight.
     """
     extents = value_dim, z_dim, value_dim, dim
     norm = Norm(norm_groups, eps, False)

@@ -12,14 +12,7 @@ import math
 from typing import Any
 
 import numpy as np
-from gecko_mlc.tir_kernels.cuda.code_bytes import (
-    INTEGERS_BITS,
-    UPPER,
-    load_scales,
-    multiply_codes,
-    piece_bytes,
-    portion,
-)
+from gecko_mlc.tir_kernels.cuda.code_bytes import load_scales, multiply_codes
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
     copy_8_if,
@@ -31,6 +24,8 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     wait_for_predecessor,
     warp_sum,
 )
+from gecko_mlc.tir_kernels.cuda.rounded_row import INTEGERS_BITS, UPPER, RoundedRow, piece_bytes, portion
+from gecko_mlc.tir_kernels.cuda.rounding import round_portion
 from gecko_mlc.tir_kernels.cuda.row_inputs import (
     BLOCKS,
     THREADS,
@@ -42,7 +37,6 @@ from gecko_mlc.tir_kernels.cuda.row_inputs import (
     shared_values,
     statistics,
 )
-from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, round_portion
 from gecko_mlc.tir_kernels.machine import CUDA, divide
 from tvm import tirx
 from tvm.script import tirx as T
@@ -55,8 +49,8 @@ Expr = Any
 TILE, ROWS, UNIT = 16, 4, 8
 # Tiles of a block at most, for room for their sums.
 TILES = 32
-# Units of a warp that are on their way, where there is room for them, by the bits of a code: not all that it has. Before
-# the predecessor has ended they are half of all at most, or waiting for it would be behind them.
+# Units of a warp that are on their way, where there is room for them, by the bits of a code, but not all that it has.
+# Before the predecessor has ended they are half of all at most, or waiting for it would be behind them.
 DEPTH = {3: 3, 4: 4, 8: 5}
 
 
@@ -118,7 +112,7 @@ def quantized_row(
     corrections = 2 * WARPS if whole else divide(2 * here.groups, 4) * 4 if here else 0
     factors = corrections + 2 * chunks * 4
     partial = factors + chunks * 4
-    # Of an incoming row, 16 bytes at a time: a unit's activations, the fp32 of all of a warp's units; rounds of squares.
+    # Of an incoming row, 16 bytes at a time: a unit's activations, fp32 of a kind of a warp's units; rounds of squares.
     unit_copies = unit_chunks * pieces * 8
     float_copies = rounds * unit_chunks
     squares_rounds = divide(incoming.squares, 32) if incoming is not None and norm is not None else 0
@@ -273,12 +267,13 @@ def quantized_row(
         @T.inline
         def copy_rows(source, s, line):
             """A lane's vectors of 8 rows, four by four."""
+            first: T.let = begin + (s // rounds * teams + team) * tile_outputs
             for q in T.unroll(2):
                 copy_16_if(
                     T.address_of(shared[slot[0] + codes_to[0] + (line + q * ROWS) * UNIT * sixteen]),
                     T.address_of(source[0, codes_from[0] + (line % tile_outputs + q * ROWS) * row_words]),
                     there(
-                        begin + (s // rounds * teams + team) * tile_outputs + line % tile_outputs + q * ROWS + lane // 8,
+                        first + line % tile_outputs + q * ROWS + lane // 8,
                         stop,
                         (s % rounds * split + share) * UNIT + lane % 8 < vectors,
                     ),
@@ -287,12 +282,13 @@ def quantized_row(
         @T.inline
         def copy_scales(source, s, line):
             """Of 8 rows, or of all of a tile's."""
+            first: T.let = begin + (s // rounds * teams + team) * tile_outputs
             if lane // scale_lanes // tile_outputs == line // tile_outputs and lane // scale_lanes < TILE:
                 copy_part(
                     T.address_of(shared[slot[0] + unit_codes + lane * (scale_part // scale_size)]),
                     T.address_of(source[0, scales_from[0]]),
                     there(
-                        begin + (s // rounds * teams + team) * tile_outputs + lane // scale_lanes % tile_outputs,
+                        first + lane // scale_lanes % tile_outputs,
                         stop,
                         offset + ((s % rounds * split + share) * scale_lanes + lane % scale_lanes) * (scale_part // 4)
                         < row_words,

@@ -7,7 +7,7 @@ each thread are on their way all the time, the first before the predecessor has 
 from gecko_mlc.tir_kernels.cuda.batch_products import tensor_core_product
 from gecko_mlc.tir_kernels.cuda.dot_products import dot_product
 from gecko_mlc.tir_kernels.cuda.quantized_rows import TILE, quantized_row
-from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, rounded_row
+from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row
 from gecko_mlc.tir_kernels.cuda.row_inputs import BLOCKS, Norm, Product
 from gecko_mlc.tir_kernels.machine import CUDA, divide
 

@@ -116,5 +116,5 @@ def test_merge_rounds(scheme: str, value_dim: int, heads: int) -> None:
     shape = z_dim, value_dim, heads, 2, chunk_size, EPS, "float16"
     y, packed = np.full((1, value_dim), np.nan, np.float32), np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32)
     launch_cuda(attention_merge.merge(*shape), *inputs, y)
-    launch_cuda(attention_merge.merge(*shape, outgoing), *inputs, packed)
+    launch_cuda(attention_merge.merge(*shape, outgoing), *inputs, packed, outgoing=outgoing)
     assert_rounded(outgoing, packed, y.astype(float))

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gecko_mlc.tir_kernels.cuda import decode_linear
-from gecko_mlc.tir_kernels.cuda.rounded_rows import RoundedRow, rounded_row
+from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row
 from gecko_mlc.tir_kernels.group_norm import layer_norm_oracle, rms_norm_oracle
 from gecko_mlc.tir_kernels.linear import oracle
 from gecko_mlc.tir_kernels.machine import CUDA
@@ -158,7 +158,7 @@ def test_a_gate_rounds(scheme: str, inputs: int, outputs: int) -> None:
     x, (stored, fc1) = floats(rng, 1, inputs), weights_in_memory(rng, outputs, inputs, scheme)
     result = np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32)
     kernel = decode_linear.gate(inputs, outputs, 1, EPS, False, False, format_of(scheme), 1, MACHINE, outgoing)
-    launch_cuda(kernel, x, stored, result)
+    launch_cuda(kernel, x, stored, result, outgoing=outgoing)
     u = layer_norm_oracle(x.astype(float), np.zeros(inputs), np.zeros(inputs), 1, EPS)
     assert_rounded(outgoing, result, oracle(u, fc1, activation="silu"))
 

@@ -144,7 +144,7 @@ def test_norm_ema_step_rounds(dim: int, groups: int, components: int, scheme: st
     launch_cuda(cuda_complex_ema.norm_ema_step(*shape), *inputs, *(s.copy() for s in state), u, c)
     results = [np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32) for _ in range(2)]
     kernel = cuda_complex_ema.norm_ema_step(*shape, outgoing, affine)
-    launch_cuda(kernel, *inputs, *state, *[gain] * affine, *results)
+    launch_cuda(kernel, *inputs, *state, *[gain] * affine, *results, outgoing=outgoing)
     assert_rounded(outgoing, results[0], u.astype(float))
     assert_rounded(outgoing, results[1], c.astype(float) * (1 + gain * affine))
     squares = results[1].view(np.float32)[0, outgoing.floats(3) :][:groups]

@@ -1,29 +1,56 @@
-"""Rows of activations that the kernel which makes them rounds, once for all blocks that read them, for CUDA.
+"""How a row of activations that is rounded to bytes lies in memory, for products with quantized weights. NumPy alone.
 
-A row is uint32 words: its activations as bytes, as `code_bytes` orders them, then three fp32 of each vector: what is
-taken from its sums of upper bytes, of lower ones, and its factor; then partial sums of squares, for an RMS norm.
+An activation is an integer of two bytes, to 2^-15 of the largest of its vector: as many as there are codes in 16 bytes
+of weights, and in the order of the words of codes.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from gecko_mlc.tir_kernels.cuda.code_bytes import (
-    INTEGERS,
-    LARGEST,
-    UPPER,
-    piece_bytes,
-    portion,
-    store_activations_as_bytes,
-)
-from gecko_mlc.tir_kernels.cuda.intrinsics import lane_maximum, lane_sum
 from gecko_mlc.tir_kernels.machine import divide
-from tvm import tirx
-from tvm.script import tirx as T
 
 from gecko_mlc.group_quantization import GroupLayout, WeightFormat
 
 Expr = Any
+
+# Steps of the largest activation of a vector, and of the upper one of its two bytes.
+LARGEST, UPPER = 127 * 256, 256
+# An integer that is added to this fp32 is added to its bits.
+INTEGERS, INTEGERS_BITS = 1.5 * 2**23, 0x4B400000
+
+
+class Code(NamedTuple):
+    """A code of some words."""
+
+    word: int
+    index: int
+
+
+class Portion(NamedTuple):
+    """Some `words` of codes, of which words with a code in each byte are made: their `codes`, the lowest byte first."""
+
+    words: int
+    codes: list[list[Code]]
+
+
+def portion(layout: GroupLayout) -> Portion:
+    """What a thread makes bytes of: two pairs of codes for a word, where it can be 8 bits apart in their own. At least
+    8 codes, as what a thread does for a portion is as much as for that many."""
+    half = layout.codes_per_word // 2
+    near = [index for index in range(half) if layout.shift(index) + 8 in map(layout.shift, range(half))]
+    words = 1 if layout.code_bits == 4 else 2
+    if len(near) * 2 == half:
+        step = 8 // layout.code_bits
+        twos = [(Code(word, index), Code(word, index + step)) for word in range(words) for index in near]
+    else:
+        pairs = [Code(word, index) for index in range(half) for word in range(words)]
+        twos = list(zip(pairs[::2], pairs[1::2], strict=True))
+    return Portion(words, [[*two, *(Code(code.word, code.index + half) for code in two)] for two in twos])
+
+
+def piece_bytes(layout: GroupLayout) -> int:
+    """Bytes of a vector's activations that are read at a time: of one product, or of two."""
+    return 16 if 4 * layout.codes_per_word % 16 == 0 else 8
 
 
 class RoundedRow(NamedTuple):
@@ -84,6 +111,11 @@ class RoundedRow(NamedTuple):
         factors = packed.view(np.float32)[:, self.floats(2) : self.floats(3), None]
         return (values * factors).reshape(len(packed), -1)
 
+    def consistent(self, packed: np.ndarray) -> bool:
+        """Whether what is taken from the vectors' sums is what it has to be for their activations."""
+        sums, again = slice(self.floats(0), self.floats(2)), self.pack(self.unpack(packed))
+        return np.array_equal(packed[:, sums], again[:, sums])
+
     def _order(self) -> list[int]:
         """The activation of each byte of a vector."""
         words, codes = portion(self.layout)
@@ -106,76 +138,3 @@ def rounded_row(features: int, together: int, weights: WeightFormat, rows: int, 
     row = RoundedRow(features, weights, squares)
     whole = features % (4 * row.codes) == 0 and together % row.codes == 0 and piece_bytes(weights) == 16
     return row if whole else None
-
-
-@functools.cache
-def round_portion(layout: GroupLayout):  # type: ignore[no-untyped-def]
-    """An inline (values, begin, destination, index, present, keep): a vector's portion `index`, `values` from `begin`
-    on, into the vector's bytes at `destination`. All lanes of a warp take part, and if it is present keep(kind, fp32)
-    is called by one of a vector's. The three kinds: what is taken from its sums, and its factor."""
-    per_vector = 4 // portion(layout).words
-    size = 4 * layout.codes_per_word // per_vector
-    store_portion = store_activations_as_bytes(layout)
-
-    @T.inline
-    def compute(values, begin, destination, index, present, keep):
-        largest = T.alloc_buffer((1,), scope="local")
-        sums = T.alloc_buffer((2,), "int32", scope="local")
-        largest[0] = T.float32(0)
-        for i in T.unroll(size):
-            largest[0] = T.max(largest[0], T.abs(values[begin + i]))
-        largest[0] = lane_maximum(per_vector)(largest[0])
-        if present:
-            store_portion(
-                destination,
-                index,
-                T.address_of(sums[0]),
-                T.address_of(values[begin]),
-                T.Select(largest[0] > T.float32(0), T.float32(LARGEST) / largest[0], T.float32(0)),
-            )
-        for i in T.unroll(2):
-            sums[i] = lane_sum(per_vector, dtype="int32")(sums[i])
-        if tirx.all(present, index == 0):
-            # With the code that stands for 0.
-            for i in T.unroll(2):
-                keep(i, T.float32(INTEGERS) + T.Cast("float32", layout.quantization.largest * sums[i]))
-            keep(2, largest[0] * T.float32(1 / LARGEST))
-
-    return compute
-
-
-def round_vectors(rounded: RoundedRow, count: int, threads: int):  # type: ignore[no-untyped-def]
-    """An inline (values, begin, first, present, packed, row, tx): up to `count` vectors, of which so many are `present`,
-    from shared memory from `begin` on into a row of `packed` from its vector `first` on. All threads of a block take
-    part."""
-    per_vector = 4 // portion(rounded.layout).words
-    size = rounded.codes // per_vector
-    round_one = round_portion(rounded.layout)
-
-    @T.inline
-    def compute(values, begin, first, present, packed, row, tx):
-        held = T.alloc_buffer((size,), scope="local")
-        for n in T.unroll(divide(count * per_vector, threads)):
-            place: T.let = n * threads + tx
-            vector: T.let = first + place // per_vector
-            for i in T.unroll(size):
-                held[i] = T.float32(0)
-            if place < present * per_vector:
-                for p in T.unroll(size // 4):
-                    for v in T.vectorized(4):
-                        held[p * 4 + v] = values[begin + place * size + p * 4 + v]
-
-            @T.inline
-            def keep(kind, value):
-                packed[row, rounded.floats(kind) + vector] = T.reinterpret("uint32", value)
-
-            round_one(
-                held,
-                0,
-                T.address_of(packed[row, rounded.vector_word(vector)]),
-                place % per_vector,
-                place < present * per_vector,
-                keep,
-            )
-
-    return compute
