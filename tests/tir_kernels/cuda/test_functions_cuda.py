@@ -14,6 +14,8 @@ from test_model import CONFIGS, reference_logits
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.quantization import quantization
 
+# Widths of whole vectors of codes: kernels round the rows that they make.
+WIDE = {"model_dim": 128, "value_dim": 128, "ffn_hidden_dim": 128, "timenorm_num_groups": 4}
 # Every field of `test_model.CONFIGS`, in as few configs as they go into; by the scheme and the state's dtype.
 COMBINED = {
     ("q0f32", None): (
@@ -28,7 +30,8 @@ COMBINED = {
     ("q0bf16", None): ("not_affine", "no_swiglu", "one_head"),
     ("q0f32", "int8"): ("odd_sizes",),
     ("q4f32_1", None): ("partial_rope", "no_swiglu"),
-    ("q4f16_1", None): ("scaled_shared_embedding",),
+    ("q4f16_1", None): ("scaled_shared_embedding", "wide"),
+    ("q8f16_1", None): ("not_affine", "no_swiglu", "wide"),
     ("q3f16_1", "int8"): ("norm_groups",),
 }
 
@@ -67,7 +70,7 @@ def test_golden(name: str) -> None:
 @pytest.mark.parametrize(("scheme", "state_dtype"), COMBINED)
 def test_every_config_field(scheme: str, state_dtype: str | None) -> None:
     names = COMBINED[scheme, state_dtype]
-    changes = {field: value for name in names for field, value in CONFIGS[name].items()}
+    changes = {field: value for name in names for field, value in (CONFIGS | {"wide": WIDE})[name].items()}
     config = small_config(**changes)
     parameters, rng = random_parameters(config), np.random.default_rng(1)
     tokens = rng.integers(0, config.vocab_size, 5 * config.chunk_size + 1).tolist()
