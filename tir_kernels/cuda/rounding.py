@@ -32,7 +32,7 @@ __device__ __forceinline__ unsigned gecko_gather_bytes(const float* values, int 
 
 @functools.cache
 def store_activations_as_bytes(layout: GroupLayout) -> device_function:
-    """(shared destination, portion, sums[2] int32, values fp32, steps): the activations of a vector's portion, times
+    """(destination, portion, sums[2] int32, values fp32, steps): the activations of a vector's portion, times
     `steps`, rounded to integers of two bytes, the lower one signed too, in the order of the words of codes; and the
     sums of the upper ones and of the lower ones.
 
