@@ -49,8 +49,8 @@ Expr = Any
 TILE, ROWS, UNIT = 16, 4, 8
 # Tiles of a block at most, for room for their sums.
 TILES = 32
-# Units of a warp that are on their way, where there is room for them, by the bits of a code, but not all that it has.
-# Before the predecessor has ended they are half of all at most, or waiting for it would be behind them.
+# Units of a warp that are on their way, where there is room for them, by the bits of a code. Before the predecessor has
+# ended they are half of all at most, or waiting for it would be behind them.
 DEPTH = {3: 3, 4: 4, 8: 5}
 
 
@@ -120,7 +120,7 @@ def quantized_row(
     half = (machine.shared_memory - 1024) // 2
     fitting = (half - ring * scale_size - 4 * scratch_size) // (WARPS * unit_values * scale_size)
     most = divide(count, tile_outputs * teams) * rounds
-    depth = max(1, min(DEPTH[layout.code_bits], most - 1, fitting))
+    depth = max(1, min(DEPTH[layout.code_bits], most, fitting))
     early = max(1, min(depth, most // 2))
 
     # From a round's codes to the next one's, and from a tile's to the next of the team.
