@@ -108,13 +108,13 @@ def test_merge_rounds(scheme: str, value_dim: int, heads: int) -> None:
     outgoing = attention_merge.rounded_merge(value_dim, heads, "float16", format_of(scheme), 1)
     assert outgoing is not None
     size, value_size, count = z_dim // heads, value_dim // heads, attention_step.parts(chunk_size, heads)
-    z, gamma, beta, r = floats(rng, 1, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, 1, value_dim)
-    partial = floats(rng, 1, heads, count, value_size)
-    statistics = np.abs(floats(rng, 1, heads, count, 2))
+    z, gamma, beta, r = floats(rng, 2, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, 2, value_dim)
+    partial = floats(rng, 2, heads, count, value_size)
+    statistics = np.abs(floats(rng, 2, heads, count, 2))
     memory = floats(rng, 2, heads, size, value_size).astype(np.float16)
-    inputs = z, gamma, beta, partial, statistics, r, ints(1), ints(0, 0, 3, 2).reshape(2, 2), memory
+    inputs = z, gamma, beta, partial, statistics, r, ints(1, 0), ints(1, 0, 3, 2).reshape(2, 2), memory
     shape = z_dim, value_dim, heads, 2, chunk_size, EPS, "float16"
-    y, packed = np.full((1, value_dim), np.nan, np.float32), np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32)
+    y, packed = np.full((2, value_dim), np.nan, np.float32), np.full((2, outgoing.words), 0xFFFFFFFF, np.uint32)
     launch_cuda(attention_merge.merge(*shape), *inputs, y)
     launch_cuda(attention_merge.merge(*shape, outgoing), *inputs, packed, outgoing=outgoing)
     assert_rounded(outgoing, packed, y.astype(float))

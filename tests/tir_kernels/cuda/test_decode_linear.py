@@ -115,36 +115,37 @@ def test_projections(rows: int, b: int, scheme: str, inputs: int, outputs: int) 
     assert_close(h, oracle(mx, wh1, wh1_bias, epilogue="bias") + x, scheme, rows)
 
 
-# Vectors of one unit of a warp and of several, with padding.
+# Vectors of one unit of a warp and of several, with padding; more rows go this way with weights of fp32 alone.
 rounded_cases = pytest.mark.parametrize(
-    ("scheme", "inputs", "outputs"), [("q4f16_1", 640, 128), ("q8f16_1", 1088, 64), ("q4f32_1", 128, 256)]
+    ("rows", "scheme", "inputs", "outputs"),
+    [(1, "q4f16_1", 640, 128), (1, "q8f16_1", 1088, 64), (2, "q4f32_1", 128, 256)],
 )
 
 
-def rounded(features: int, scheme: str, squares: int = 0) -> RoundedRow:
-    row = rounded_row(features, features, format_of(scheme), 1, squares)
+def rounded(features: int, scheme: str, rows: int, squares: int = 0) -> RoundedRow:
+    row = rounded_row(features, features, format_of(scheme), rows, squares)
     assert row is not None
     return row
 
 
 @rounded_cases
-def test_rows_that_are_rounded_are_multiplied(scheme: str, inputs: int, outputs: int) -> None:
+def test_rows_that_are_rounded_are_multiplied(rows: int, scheme: str, inputs: int, outputs: int) -> None:
     """Their squares are the norm's; the gain is in them."""
     rng, weights, z_dim = np.random.default_rng(5), format_of(scheme), 19
-    incoming = rounded(inputs, scheme, squares=3)
-    values, squares = floats(rng, 2, inputs), np.array([[1.0, 20.0, 300.0]], np.float32)
-    values[0, 64:96] = 0
-    u, c = (incoming.pack(row[None]) for row in values)
+    incoming = rounded(inputs, scheme, rows, squares=3)
+    values, squares = floats(rng, 2, rows, inputs), rng.uniform(1, 99, (rows, 3)).astype(np.float32)
+    values[0, 0, 64:96] = 0
+    u, c = map(incoming.pack, values)
     c.view(np.float32)[:, incoming.floats(3) : incoming.floats(3) + 3] = squares
-    residual, extents = floats(rng, 1, inputs), (outputs, z_dim, outputs, inputs)
+    residual, extents = floats(rng, rows, inputs), (outputs, z_dim, outputs, inputs)
     matrices = [weights_in_memory(rng, extent, inputs, scheme) for extent in extents]
     biases = [floats(rng, extent) for extent in extents]
     layers = [array for (stored, _), bias in zip(matrices, biases, strict=True) for array in (stored, bias)]
-    kernel = decode_linear.projections(inputs, z_dim, outputs, 1, EPS, False, weights, 1, MACHINE, incoming)
-    v, z, r, h = results = [empty(1, extent) for extent in extents]
+    kernel = decode_linear.projections(inputs, z_dim, outputs, 1, EPS, False, weights, rows, MACHINE, incoming)
+    v, z, r, h = results = [empty(rows, extent) for extent in extents]
     launch_cuda(kernel, u, c, *layers, residual, *results)
 
-    u, mx = incoming.unpack(u), incoming.unpack(c) / np.sqrt(squares.sum() / inputs + EPS)
+    u, mx = incoming.unpack(u), incoming.unpack(c) / np.sqrt(squares.sum(-1, keepdims=True) / inputs + EPS)
     (wv, wz, wr, wh1), (wv_bias, wz_bias, wr_bias, wh1_bias) = (weight for _, weight in matrices), biases
     assert_close(v, oracle(u, wv, wv_bias, epilogue="bias", activation="silu"), "q0f32", 1)
     assert_close(z, oracle(mx, wz, wz_bias, epilogue="bias"), "q0f32", 1)
@@ -153,11 +154,11 @@ def test_rows_that_are_rounded_are_multiplied(scheme: str, inputs: int, outputs:
 
 
 @rounded_cases
-def test_a_gate_rounds(scheme: str, inputs: int, outputs: int) -> None:
-    rng, outgoing = np.random.default_rng(6), rounded(outputs, scheme)
-    x, (stored, fc1) = floats(rng, 1, inputs), weights_in_memory(rng, outputs, inputs, scheme)
-    result = np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32)
-    kernel = decode_linear.gate(inputs, outputs, 1, EPS, False, False, format_of(scheme), 1, MACHINE, outgoing)
+def test_a_gate_rounds(rows: int, scheme: str, inputs: int, outputs: int) -> None:
+    rng, outgoing = np.random.default_rng(6), rounded(outputs, scheme, rows)
+    x, (stored, fc1) = floats(rng, rows, inputs), weights_in_memory(rng, outputs, inputs, scheme)
+    result = np.full((rows, outgoing.words), 0xFFFFFFFF, np.uint32)
+    kernel = decode_linear.gate(inputs, outputs, 1, EPS, False, False, format_of(scheme), rows, MACHINE, outgoing)
     launch_cuda(kernel, x, stored, result, outgoing=outgoing)
     u = layer_norm_oracle(x.astype(float), np.zeros(inputs), np.zeros(inputs), 1, EPS)
     assert_rounded(outgoing, result, oracle(u, fc1, activation="silu"))

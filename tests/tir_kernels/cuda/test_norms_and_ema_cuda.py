@@ -132,23 +132,23 @@ def test_norm_ema_step(dim: int, groups: int, components: int) -> None:
 )
 def test_norm_ema_step_rounds(dim: int, groups: int, components: int, scheme: str, affine: bool) -> None:
     """As it makes them; c with the gain of the norm after it, and the squares that it needs."""
-    rng, chunk_size, slots = np.random.default_rng(2), 7, ints(1)
+    rng, chunk_size, slots = np.random.default_rng(2), 7, ints(2, 0)
     outgoing = cuda_complex_ema.rounded_norm_ema(dim, groups, 1, format_of(scheme), 1)
     assert outgoing is not None
-    x, (weight, bias) = 3 * floats(rng, 1, dim) + 1, floats(rng, 2, dim)
+    x, (weight, bias) = 3 * floats(rng, 2, dim) + 1, floats(rng, 2, dim)
     coefficients, ema, gain = coefficients_of(rng, components, dim), ema_of(rng, components, dim), floats(rng, dim)
     state, position = (*moments_of(rng, groups), ema), ints(0, 0, 9, 9, 4, 3).reshape(3, 2)
     inputs = x, weight, bias, coefficients, slots, position
     shape = dim, groups, components, 3, chunk_size, BETAS, EPS
-    u, c = empty(1, dim), empty(1, dim)
+    u, c = empty(2, dim), empty(2, dim)
     launch_cuda(cuda_complex_ema.norm_ema_step(*shape), *inputs, *(s.copy() for s in state), u, c)
-    results = [np.full((1, outgoing.words), 0xFFFFFFFF, np.uint32) for _ in range(2)]
+    results = [np.full((2, outgoing.words), 0xFFFFFFFF, np.uint32) for _ in range(2)]
     kernel = cuda_complex_ema.norm_ema_step(*shape, outgoing, affine)
     launch_cuda(kernel, *inputs, *state, *[gain] * affine, *results, outgoing=outgoing)
     assert_rounded(outgoing, results[0], u.astype(float))
     assert_rounded(outgoing, results[1], c.astype(float) * (1 + gain * affine))
-    squares = results[1].view(np.float32)[0, outgoing.floats(3) :][:groups]
-    assert_close(squares, (c.reshape(groups, -1).astype(float) ** 2).sum(-1))
+    squares = results[1].view(np.float32)[:, outgoing.floats(3) :][:, :groups]
+    assert_close(squares, (c.reshape(2, groups, -1).astype(float) ** 2).sum(-1))
 
 
 @pytest.mark.parametrize(
