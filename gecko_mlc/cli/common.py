@@ -59,9 +59,26 @@ def say(text: str) -> None:
     console.print(text, style="dim")
 
 
+_pressed = False
+
+
+def remember_interrupts() -> None:
+    """Ctrl-C raises `KeyboardInterrupt`, as always, and is remembered: what it raises is lost where it comes in the
+    middle of a destructor, or of a callback of an import."""
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        global _pressed
+        _pressed = True
+        raise KeyboardInterrupt
+
+    # Jobs in the background ignore it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handler)
+
+
 @contextmanager
 def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar over bytes done and bytes in all, if that is known."""
+    """A progress bar over bytes done and bytes in all, if that is known. A Ctrl-C that was lost counts at its end."""
     with Progress(
         TextColumn(title),
         BarColumn(),
@@ -78,6 +95,8 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
             progress.update(task, completed=done, total=total)
 
         yield update
+    if _pressed:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -352,6 +352,27 @@ def test_ctrl_c_while_loading(home: Path) -> None:
     assert process.returncode == 130
 
 
+def test_a_ctrl_c_that_is_lost_counts_after_loading() -> None:
+    """As one that comes in the middle of a destructor."""
+    script = """
+import signal
+from gecko_mlc.cli.common import byte_progress, remember_interrupts
+
+class Pressed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+remember_interrupts()
+with byte_progress("loading"):
+    Pressed()
+    print("loaded", flush=True)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "loaded\n"
+    assert done.returncode == -signal.SIGINT
+
+
 def test_ctrl_c_in_prefill(home: Path, tmp_path: Path) -> None:
     """A prompt that would take minutes."""
     (tmp_path / "prompt").write_text("word " * 2_000_000)
