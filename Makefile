@@ -48,7 +48,7 @@ wheel: $(VENV)/test
 # The CUDA kernels and functions, their generated source run on the CPU, and the GPU's benchmark. Browsers come with
 # their targets.
 test-devices: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(EMULATED)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -30,7 +30,7 @@ COMBINED = {
     ("q0bf16", None): ("not_affine", "no_swiglu", "one_head"),
     ("q0f32", "int8"): ("odd_sizes",),
     ("q4f32_1", None): ("partial_rope", "no_swiglu"),
-    ("q4f16_1", None): ("scaled_shared_embedding", "wide"),
+    ("q4f16_1", None): ("scaled_shared_embedding",),
     ("q8f16_1", None): ("not_affine", "no_swiglu", "wide"),
     ("q3f16_1", "int8"): ("norm_groups",),
 }
