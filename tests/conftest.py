@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ from gecko_mlc.config import GeckoConfig, validate_config
 from gecko_mlc.derived import CEMA_PARAMETERS, cema_coefficients, cema_name, rope_tables
 from gecko_mlc.initialize import initial_value
 from gecko_mlc.quantization import quantization
+
+# Tests that run in the background, and what they start, would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 
