@@ -211,7 +211,7 @@ def _rounded_error(result: np.ndarray, expected: np.ndarray, row: RoundedRow) ->
     if not row.consistent(result):
         return np.inf
     ours, theirs = (row.unpack(rows) for rows in (result, expected))
-    step = np.abs(theirs).reshape(len(theirs), -1, row.codes).max(-1).repeat(row.codes, -1) / LARGEST
+    step = row.largest(theirs) / LARGEST
     difference = float(np.maximum(np.abs(ours - theirs) - step, 0).max() / np.abs(theirs).max())
     squares = slice(row.floats(3), row.floats(3) + row.squares)
     sums = [rows.view(np.float32)[:, squares] for rows in (result, expected)]

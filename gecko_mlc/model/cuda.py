@@ -171,10 +171,12 @@ class CUDALaunches:
         c, b, total = self.build.config, call.n, self.build.slots
         weights = self.build.weight_format
         state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
-        gain = _present(mega.rmsnorm.weight)
         rounded = complex_ema.rounded_norm_ema(
             c.model_dim, c.timenorm_num_groups, c.layernorm_num_groups, weights, total
         )
+        # Whoever rounds applies the gain of the norm between the two.
+        gain = _present(mega.rmsnorm.weight)
+        made_with, read_with = (gain, []) if rounded else ([], gain)
         u, mixed = call.state.update(
             complex_ema.norm_ema_step(
                 c.model_dim,
@@ -185,7 +187,7 @@ class CUDALaunches:
                 self._betas(),
                 c.norm_eps,
                 rounded,
-                c.norm_affine and rounded is not None,
+                bool(made_with),
             ),
             "norm_ema",
             [
@@ -196,7 +198,7 @@ class CUDALaunches:
                 call.slots,
                 "position",
                 *state,
-                *(gain if rounded else []),
+                *made_with,
             ],
             state,
             [_row(b, c.model_dim, rounded), _row(b, c.model_dim, rounded)],
@@ -210,7 +212,7 @@ class CUDALaunches:
                 c.value_dim,
                 c.layernorm_num_groups,
                 c.norm_eps,
-                c.norm_affine and rounded is None,
+                bool(read_with),
                 weights,
                 total,
                 self.machine,
@@ -220,7 +222,7 @@ class CUDALaunches:
             [
                 u,
                 mixed,
-                *([] if rounded else gain),
+                *read_with,
                 *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)),
                 x,
             ],

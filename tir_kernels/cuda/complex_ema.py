@@ -99,8 +99,10 @@ def norm_ema_step(
     # Of the groups of a tile: partial sums by component, then, if they are rounded, u, and the squares by warp.
     entered, squares = parts * columns * width, (parts + 1) * columns * width
     scratch = entered if outgoing is None else squares + threads // 32
+    # Of rows that are rounded: a block's vectors, what rounds them, and rounds of its threads over their channels.
+    rounded = size // outgoing.codes if outgoing is not None else 0
+    round_own = round_vectors(outgoing, rounded, threads) if outgoing is not None else None
     gain_rounds = -(-size // threads) if outgoing is not None else 0
-    round_both = round_vectors(outgoing, size // outgoing.codes, threads) if outgoing is not None else None
     last = threads - 1
 
     @T.inline
@@ -221,7 +223,7 @@ def norm_ema_step(
                     T.tvm_storage_sync("shared")
             else:
                 # The last threads round u meanwhile.
-                round_both(totals, entered, group * (size // outgoing.codes), size // outgoing.codes, u, row, last - tx)
+                round_own(totals, entered, group * rounded, rounded, u, row, last - tx)
                 square[0] = T.float32(0)
                 for k in T.unroll(gain_rounds):
                     if k * threads + tx < size:
@@ -232,7 +234,7 @@ def norm_ema_step(
                 if tx % 32 == 0:
                     totals[squares + tx // 32] = square[0]
                 T.tvm_storage_sync("shared")
-                round_both(totals, 0, group * (size // outgoing.codes), size // outgoing.codes, c, row, tx)
+                round_own(totals, 0, group * rounded, rounded, c, row, tx)
                 if tx == last:
                     total[0] = T.float32(0)
                     for warp in T.unroll(threads // 32):

@@ -83,6 +83,11 @@ class RoundedRow(NamedTuple):
         """The word where a vector's bytes begin: pieces of four vectors are next to each other."""
         return vector // 4 * (2 * self.codes) + vector % 4 * 4
 
+    def largest(self, values: np.ndarray) -> np.ndarray:
+        """The largest magnitude in the vector of each of values [b, features]."""
+        vectors = np.abs(values).reshape(len(values), -1, self.codes)
+        return vectors.max(-1).repeat(self.codes, -1)
+
     def pack(self, values: np.ndarray) -> np.ndarray:
         """The rows [b, words] uint32 of values [b, features]: the oracle of `round_vectors`."""
         vectors = values.astype(np.float64).reshape(len(values), -1, self.codes)

@@ -57,8 +57,8 @@ def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray, outgoing: Rounded
 
 def assert_rounded(row: RoundedRow, packed: np.ndarray, expected: np.ndarray) -> None:
     """Rows are `expected`, to a step of a vector's largest."""
-    largest = np.abs(expected).reshape(len(expected), -1, row.codes).max(-1).repeat(row.codes, -1)
-    np.testing.assert_array_less(np.abs(row.unpack(packed) - expected), 2e-5 + (1e-4 + 2**-15) * largest)
+    tolerance = 2e-5 + (1e-4 + 2**-15) * row.largest(expected)
+    np.testing.assert_array_less(np.abs(row.unpack(packed) - expected), tolerance)
     assert row.consistent(packed)
 
 
