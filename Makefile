@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # What is of a GPU, but runs on the CPU.
-EMULATED := tests/tir_kernels/cuda tests/compile/test_cuda.py tests/test_gpu_benchmark.py
+EMULATED := tests/tir_kernels/cuda tests/support tests/model/test_cuda.py tests/compile/test_cuda.py tests/benchmarks/test_gpu.py
 # A linker is needed to compile; Zig's stands in where there is no C compiler.
 LINKER := $(shell command -v cc >/dev/null 2>&1 || echo "[cross]")
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.derived import CEMA_PARAMETERS, cema_coefficients, rope_tables
+from gecko_mlc.convert.derived import CEMA_PARAMETERS, cema_coefficients, rope_tables
 
 Tensors = dict[str, Tensor]
 

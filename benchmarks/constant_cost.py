@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from gecko_mlc.runtime import machine
 
 from gecko_mlc.api import load_model
-from gecko_mlc.prepare import model_folder
+from gecko_mlc.cache import model_folder
+from gecko_mlc.runtime.devices import host
 
 NEAR, FAR, CHUNKS, REPETITIONS = 1_000, 100_000, 4, 15
 
@@ -41,7 +41,7 @@ def main() -> None:
     memory = []
     for slot, start in enumerate(starts):
         engine.extend(slot, stream[:start])
-        memory.append(machine.resident_bytes() or 0)
+        memory.append(host.resident_bytes() or 0)
     seconds: dict[int, list[float]] = {start: [] for start in starts}
     for repetition in range(REPETITIONS + 1):
         for slot, start in enumerate(starts):
@@ -58,7 +58,7 @@ def main() -> None:
     change = 100 * (speeds[far] / speeds[near] - 1)
     growth = 100 * (memory[1] / memory[0] - 1)
     text = (
-        f"# The cost of a token, gecko-demo on {machine.cpu_name()}, {machine.usable_cores()} cores\n\n"
+        f"# The cost of a token, gecko-demo on {host.cpu_name()}, {host.usable_cores()} cores\n\n"
         f"{CHUNKS} whole chunks of {size} tokens, median of {REPETITIONS} repetitions in turn.\n\n"
         "| from position | tokens/s | process memory |\n|---:|---:|---:|\n"
         + "".join(

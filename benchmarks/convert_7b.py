@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from gecko_mlc.runtime import machine
+from gecko_mlc.runtime.devices import host
 
 
 def timed(*arguments: str | Path) -> tuple[float, float]:
@@ -48,7 +48,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     text = (
-        f"# Converting gecko-7b on {machine.cpu_name()}, {machine.usable_cores()} cores\n\n"
+        f"# Converting gecko-7b on {host.cpu_name()}, {host.usable_cores()} cores\n\n"
         "| | GB read | GB written | seconds | GB/s of the checkpoint | peak GiB |\n|---|---:|---:|---:|---:|---:|\n"
         + "\n".join(rows)
         + f"\n\nThe machine's load average was {load:.0f} before it began: what else ran took its share.\n"

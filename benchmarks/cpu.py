@@ -17,17 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gecko_mlc.runtime import bench, machine
 from pytorch_step import Step
 
 from gecko_mlc.api import load_model
-from gecko_mlc.checkpoint import open_checkpoint
 from gecko_mlc.config import preset
-from gecko_mlc.convert import convert_weights
-from gecko_mlc.gen_config import generate_config
-from gecko_mlc.quantization import quantization
-from gecko_mlc.random_checkpoint import write_random_checkpoint
-from gecko_mlc.reference import Gecko
+from gecko_mlc.convert.chat_config import generate_config
+from gecko_mlc.convert.checkpoint import open_checkpoint
+from gecko_mlc.convert.random import write_random_checkpoint
+from gecko_mlc.convert.weights import convert_weights
+from gecko_mlc.formats.quantization import quantization
+from gecko_mlc.reference.gecko import Gecko
+from gecko_mlc.runtime.devices import host
+from gecko_mlc.runtime.measure import bench
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     a = parser.parse_args()
     config, scheme = preset(a.preset), quantization(a.quantization)
-    torch.set_num_threads(machine.usable_cores())
+    torch.set_num_threads(host.usable_cores())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_random_checkpoint(config, folder / "checkpoint")
@@ -111,7 +112,7 @@ def main() -> None:
         for (who, test), several in runs.items()
     }
     lines = [
-        f"# {a.preset} {a.quantization} on {machine.cpu_name()}, {machine.usable_cores()} cores",
+        f"# {a.preset} {a.quantization} on {host.cpu_name()}, {host.usable_cores()} cores",
         "",
         f"Limits measured before every run, median: memory reads {ceilings.memory_gb_per_second:.1f} GB/s, an"
         f" fp32 product of 1024³ {ceilings.matmul_gflop_per_second:.0f} GFLOP/s. {a.repetitions} repetitions,"
@@ -140,8 +141,8 @@ def main() -> None:
     (a.output / f"{name}.md").write_text(text)
     report = {
         "schema_version": bench.SCHEMA_VERSION,
-        "cpu": machine.cpu_name(),
-        "cores": machine.usable_cores(),
+        "cpu": host.cpu_name(),
+        "cores": host.usable_cores(),
         "ceilings": ceilings.model_dump(),
         "relative_difference": difference,
         "measurements": {" ".join(key): m.model_dump() for key, m in measurements.items()},

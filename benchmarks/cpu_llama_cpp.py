@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gecko_mlc.runtime import bench, machine
 from llama_cpp_peer import Gecko, LlamaCpp, Test, build
 from llama_gguf import Llama, llama_like, write_gguf
 
 from gecko_mlc.api import load_model
-from gecko_mlc.checkpoint import open_checkpoint
 from gecko_mlc.config import GeckoConfig, preset
-from gecko_mlc.convert import convert_weights
-from gecko_mlc.gen_config import generate_config
-from gecko_mlc.quantization import quantization
-from gecko_mlc.random_checkpoint import write_random_checkpoint
+from gecko_mlc.convert.chat_config import generate_config
+from gecko_mlc.convert.checkpoint import open_checkpoint
+from gecko_mlc.convert.random import write_random_checkpoint
+from gecko_mlc.convert.weights import convert_weights
+from gecko_mlc.formats.quantization import quantization
+from gecko_mlc.runtime.devices import host
+from gecko_mlc.runtime.measure import bench
 
 # Schemes of as many bits a weight.
 PEERS = {"q0f16": "F16", "q8f16_1": "Q8_0", "q4f16_1": "Q4_0"}
@@ -61,7 +62,7 @@ def take_turns(
                 # The first one warms up.
                 if repetition:
                     own[test].append(run)
-                    shares.append(used / wall / machine.usable_cores())
+                    shares.append(used / wall / host.usable_cores())
     return runs, shares
 
 
@@ -123,8 +124,8 @@ def main() -> None:
             del gecko
     report = {
         "schema_version": bench.SCHEMA_VERSION,
-        "cpu": machine.cpu_name(),
-        "cores": machine.usable_cores(),
+        "cpu": host.cpu_name(),
+        "cores": host.usable_cores(),
         "repetitions": a.repetitions,
         "ceilings": bench.median(ceilings).model_dump(),
         "least_share_of_cores": min(shares),

@@ -6,11 +6,10 @@ import math
 import re
 from typing import NamedTuple
 
-from gecko_mlc.runtime.bench import keys_seen
-from gecko_mlc.runtime.parameters import NUMPY_DTYPES
-
-from gecko_mlc.abi import Metadata, TensorSpec
 from gecko_mlc.config import GeckoConfig
+from gecko_mlc.formats.library import Metadata, TensorSpec
+from gecko_mlc.formats.weights import NUMPY_DTYPES
+from gecko_mlc.runtime.measure.costs import keys_seen
 
 
 class Cost(NamedTuple):

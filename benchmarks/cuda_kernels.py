@@ -17,9 +17,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from gecko_mlc.tir_kernels.cuda.rounded_row import LARGEST, RoundedRow
 
-from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.formats.group_quantization import GroupLayout
+from gecko_mlc.tir_kernels.cuda.rounded_row import LARGEST, RoundedRow
 
 # Bytes of a launch's arrays: what is recorded may have to travel.
 LARGEST_LAUNCH = 2 * 10**6
@@ -31,13 +31,12 @@ def prepare_kernels(tests: Path, arch: str | None, folder: Path) -> None:
     """Run the tests, which must pass; write launches.json, launches.npz and libraries of the kernels."""
     import pytest
 
-    sys.path[:0] = [str(tests), str(tests.parent)]
-    import launch_cuda
+    sys.path[:0] = [str(tests)]
+    from support import launch_cuda
 
     recorder = Recorder(launch_cuda.launch_cuda)
     launch_cuda.launch_cuda = recorder
-    # The emulator's own tests do what a GPU must not; whole functions run there with the golden vectors.
-    files = sorted(set(tests.glob("test_*.py")) - {tests / "test_launch_cuda.py", tests / "test_functions_cuda.py"})
+    files = sorted((tests / "tir_kernels" / "cuda").rglob("test_*.py"))
     # A plain plugin sees which test is running.
     options = ["-q", "-p", "no:cacheprovider"]
     if status := pytest.main([*map(str, files), *options], plugins=[recorder]):
@@ -99,9 +98,10 @@ class Recorder:
 def compile_kernels(kernels: dict[str, Any], arch: str | None, folder: Path) -> dict[str, str]:
     """Write libraries in which each kernel is called by its name; the name of each one's library."""
     import tvm
-    from gecko_mlc.compile.cuda_backend import compiling
-    from gecko_mlc.compile.cuda_compiler import find_compiler
-    from gecko_mlc.compile.cuda_pipeline import PIPELINE
+
+    from gecko_mlc.compile.backends.cuda.backend import compiling
+    from gecko_mlc.compile.backends.cuda.compiler import find_compiler
+    from gecko_mlc.compile.backends.cuda.pipeline import PIPELINE
     from gecko_mlc.compile.link import linker
     from gecko_mlc.compile.target import compile_target
 
@@ -138,7 +138,7 @@ def _shared_memory_type(kernel: Any) -> str:
 def kernels(folder: Path) -> dict[str, Any]:
     """Launches in all, and by test the largest error as a part of what is tolerated. Failures are launches whose error
     exceeds that, or that did not end; a GPU that is lost fails all that follow."""
-    from gecko_mlc.runtime import tvm_runtime
+    from gecko_mlc.runtime.players import tvm_runtime
 
     tvm = tvm_runtime.load()
     tvm_runtime.load_cuda()

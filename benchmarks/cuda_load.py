@@ -23,6 +23,7 @@ def measure(library: Path, config: Any, scheme: Any) -> dict[str, Any]:
     """Write a folder of random weights, drop it from the system's cache, and load it, then again from the cache;
     beside plain reads of its files and a copy to the GPU, either of which can be the bound."""
     from cuda_parity import random_parameters
+
     from gecko_mlc.runtime.parameters import READERS
 
     parameters = random_parameters(config, scheme.model_dtype)
@@ -61,8 +62,8 @@ def _write(folder: Path, config: Any, scheme: Any, parameters: dict[str, Any]) -
     import ml_dtypes
     import torch
 
-    from gecko_mlc.checkpoint import Checkpoint
-    from gecko_mlc.convert import convert_weights
+    from gecko_mlc.convert.checkpoint import Checkpoint
+    from gecko_mlc.convert.weights import convert_weights
 
     class OnDevice(Checkpoint):
         def read(self, name: str) -> Any:

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from cuda_quantize import TORCH_DTYPES, pack
-from gecko_mlc.runtime import tvm_runtime
-from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.library import Library
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from gecko_mlc.config import GeckoConfig, validate_config
-from gecko_mlc.derived import CEMA_PARAMETERS, cema_coefficients, cema_name, rope_tables
-from gecko_mlc.initialize import initial_value, matrix_deviation
-from gecko_mlc.reference import Gecko, RotaryEmbedding
+from gecko_mlc.convert.derived import CEMA_PARAMETERS, cema_coefficients, cema_name, rope_tables
+from gecko_mlc.reference.gecko import Gecko, RotaryEmbedding
+from gecko_mlc.reference.init_weights import initial_value, matrix_deviation
+from gecko_mlc.runtime.engine import Engine
+from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.players import tvm_runtime
 
 Tensors = dict[str, torch.Tensor]
 
@@ -77,8 +77,7 @@ def prepare_golden(vectors: Path, arch: str | None, folder: Path) -> None:
     """Libraries for the golden configs, and the vectors beside them."""
     from gecko_mlc.compile.library import compile_library
     from gecko_mlc.compile.target import compile_target
-
-    from gecko_mlc.quantization import quantization
+    from gecko_mlc.formats.quantization import quantization
 
     target = compile_target("cuda", architectures=arch)
     for file in sorted(vectors.glob("*.safetensors")):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gecko_mlc.abi import Parameter
-from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.formats.group_quantization import GroupLayout
+from gecko_mlc.formats.library import Parameter
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

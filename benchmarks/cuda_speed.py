@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from cuda_costs import Cost, decode_costs, kernel_name, prefill_costs
-from gecko_mlc.runtime import bench
-from gecko_mlc.runtime.engine import Engine
 from torch.profiler import ProfilerActivity
+
+from gecko_mlc.runtime.engine import Engine
+from gecko_mlc.runtime.measure import bench
 
 Limits = dict[str, float]
 # Chunks that decode is averaged over: one past the third, and the one at a million tokens (of the 7B).

@@ -30,7 +30,7 @@ from typing import Any
 from cuda_report import plot, to_markdown
 
 from gecko_mlc.config import preset
-from gecko_mlc.quantization import quantization
+from gecko_mlc.formats.quantization import quantization
 
 TESTS = Path(__file__).parent.parent / "tests"
 # Quantizations; "q4f16_1+int8" has caches of another dtype than its own.
@@ -94,7 +94,7 @@ def prepare(name: str, schemes: Sequence[str], parts: Sequence[str], arch: str |
         command += [*(["--state-dtype", state_dtype] if state_dtype else []), "--overrides", f"max_batch_size={count}"]
         subprocess.run([*command, "-o", str(library_path(folder, name, scheme, count))], check=True)
     prepare_golden(TESTS / "golden", arch, folder)
-    prepare_kernels(TESTS / "tir_kernels" / "cuda", arch, folder)
+    prepare_kernels(TESTS, arch, folder)
 
 
 def library_path(folder: Path, name: str, scheme: str, slots: int = 1) -> Path:
@@ -185,6 +185,7 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
     import cuda_parity
     import cuda_speed
     import peers
+
     from gecko_mlc.runtime.library import Library
 
     config, limits = preset(name), report.read().get("ceilings", {})
@@ -217,6 +218,7 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
 def _subject(library: Path, name: str) -> tuple[Any, Any]:
     """An engine with random parameters, and those; the last one made is kept."""
     from cuda_parity import make_engine, random_parameters
+
     from gecko_mlc.runtime.library import Library
 
     opened = Library(library)

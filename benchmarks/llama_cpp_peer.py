@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import llama_cpp
 import numpy as np
-from gecko_mlc.runtime import bench, machine
-from gecko_mlc.runtime.engine import Engine
 from llama_gguf import Llama
+
+from gecko_mlc.runtime.devices import host
+from gecko_mlc.runtime.engine import Engine
+from gecko_mlc.runtime.measure import bench
 
 # What llama.cpp takes in one call.
 BATCH = 2048
@@ -76,7 +78,7 @@ class LlamaCpp:
             raise RuntimeError(f"{path}: llama.cpp counts {found} parameters and bytes, expected {expected}")
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.no_perf = context, BATCH, False
-        parameters.n_threads = parameters.n_threads_batch = machine.usable_cores()
+        parameters.n_threads = parameters.n_threads_batch = host.usable_cores()
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
         self._saved: ctypes.Array[ctypes.c_uint8] | None = None
 

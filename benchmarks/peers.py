@@ -10,10 +10,10 @@ import torch
 from compiled_step import CompiledStep
 from cuda_parity import random_parameters, reference_model
 from cuda_speed import NEAR, Limits, speed
-from gecko_mlc.runtime.library import Library
 from pytorch_step import Step
 
 from gecko_mlc.config import GeckoConfig
+from gecko_mlc.runtime.library import Library
 
 WARM_UP = 4
 

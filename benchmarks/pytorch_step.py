@@ -1,7 +1,7 @@
 """A PyTorch Gecko with preallocated state: the peer that compiled decoding is compared with.
 
 Nothing is concatenated, no complex tensors, no allocation but PyTorch's own temporaries; parameters are
-those of `gecko_mlc.reference`, whose device and dtype the state has. One stream.
+those of `gecko_mlc.reference.gecko`, whose device and dtype the state has. One stream.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gecko_mlc.reference import Block, Gecko, TimestepDecayNorm
+from gecko_mlc.reference.gecko import Block, Gecko, TimestepDecayNorm
 
 
 class Step:

@@ -20,13 +20,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gecko_mlc.runtime import gpu, machine
-from gecko_mlc.runtime.evaluation import Report, evaluate
-from gecko_mlc.runtime.long_text import read_blocks
-from gecko_mlc.runtime.parameters import read_tensor_cache
-
 from gecko_mlc.api import load_model
-from gecko_mlc.quantization import QUANTIZATIONS, STATE_DTYPES
+from gecko_mlc.formats.quantization import QUANTIZATIONS, STATE_DTYPES
+from gecko_mlc.formats.weights import read_tensor_cache
+from gecko_mlc.runtime.devices import host, nvidia
+from gecko_mlc.runtime.measure.evaluation import Report, evaluate
+from gecko_mlc.runtime.text.long_text import read_blocks
 
 BASELINE = "q0f32"
 HELD_OUT = "the demo's held-out text (the first nine chapters of Moby-Dick, which neither model nor tokenizer has seen)"
@@ -81,7 +80,7 @@ def measure(checkpoint: Path, text: Path) -> dict[str, Any]:
                 rows.append({**report.model_dump(), "weight_bytes": weight_bytes(folder)})
         target = baseline.engine.metadata.target
     # Kernels differ: some CPUs multiply quantized weights in integers, which rounds what they are multiplied with.
-    chip = gpu.name() if target.kind == "cuda" else machine.cpu_name()
+    chip = nvidia.name() if target.kind == "cuda" else host.cpu_name()
     return {"machine": f"{chip} ({target.mcpu})", "rows": rows}
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import tvm
-from gecko_mlc.compile.cuda_compiler import Usage
 from tvm import relax, tirx
 from tvm_ffi import WalkResult, structural_walk
 
-from gecko_mlc.abi import FUNCTIONS
+from gecko_mlc.compile.backends.cuda.compiler import Usage
+from gecko_mlc.formats.library import FUNCTIONS
 
 
 class DeviceFunction(NamedTuple):

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tvm
-from gecko_mlc.compile.cuda_backend import compiling
-from gecko_mlc.compile.cuda_compiler import FATBIN_MAGIC, MachineCode, find_compiler
-from gecko_mlc.compile.cuda_pipeline import PIPELINE as CUDA_PIPELINE
+from tvm import relax
+
+from gecko_mlc.compile.backends.cuda.backend import compiling
+from gecko_mlc.compile.backends.cuda.compiler import FATBIN_MAGIC, MachineCode, find_compiler
+from gecko_mlc.compile.backends.cuda.pipeline import PIPELINE as CUDA_PIPELINE
 from gecko_mlc.compile.kernels import Kernel, kernels_of
 from gecko_mlc.compile.link import linker
 from gecko_mlc.compile.lint import check_state_use
 from gecko_mlc.compile.pipeline import export, finish, lower
 from gecko_mlc.compile.target import CompileTarget
-from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES
-from tvm import relax
-
-from gecko_mlc.abi import ABI_VERSION, METADATA_MARKER, Metadata, functions_of
 from gecko_mlc.config import GeckoConfig
+from gecko_mlc.formats.library import ABI_VERSION, METADATA_MARKER, Metadata, functions_of
+from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.model import Build
-from gecko_mlc.quantization import Quantization
 from gecko_mlc.state import state_tensors
+from gecko_mlc.tir_kernels.hardware import USUAL_SHARED_BYTES
 
 SUFFIXES = (".so",)
 # The default bound of a prefill piece, and so of the workspace.

@@ -7,13 +7,13 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec as nn_spec
 
-from gecko_mlc.abi import FUNCTIONS, PARAMETRIC_FUNCTIONS, Parameter, functions_of
-from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.formats.group_quantization import GroupLayout
+from gecko_mlc.formats.library import FUNCTIONS, PARAMETRIC_FUNCTIONS, Parameter, functions_of
 from gecko_mlc.model import Build, Gecko, GroupQuantize
 
 
 def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, tuple[Parameter, ...]]:
-    """The functions of `gecko_mlc.abi` as a Relax module, and the parameters in order.
+    """The functions of `gecko_mlc.formats.library` as a Relax module, and the parameters in order.
 
     Each takes its inputs, then the state, then (if it uses them) the parameters, and returns the newest
     alias of all it writes.

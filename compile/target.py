@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tvm
-from gecko_mlc.tir_kernels.machine import CUDA, ByteDot, Machine
 from tvm.target import codegen
 
-from gecko_mlc.abi import TargetSpec
 from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
+from gecko_mlc.formats.library import TargetSpec
+from gecko_mlc.tir_kernels.hardware import CUDA, ByteDot, Machine
 
 DEVICES = ("auto", "cpu", "cuda")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")

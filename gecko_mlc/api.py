@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from gecko_mlc.prepare import model_folder, model_library
-from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.generation import Generation, GenerationOptions
+from gecko_mlc.cache import model_folder, model_library
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.runtime.generate.generation import Generation, GenerationOptions
+from gecko_mlc.runtime.generate.sampling import Sampling
 from gecko_mlc.runtime.model import Conversation, Model
-from gecko_mlc.runtime.sampling import Sampling
 
 __all__ = ["Conversation", "Generation", "GenerationOptions", "Model", "Sampling", "load_model"]
 

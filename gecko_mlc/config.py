@@ -201,7 +201,7 @@ def load_config(path: Path, vocab_size: int | None = None) -> GeckoConfig:
 
     `vocab_size` (of the tokenizer) is used when the file leaves it out or says -1.
     """
-    from gecko_mlc.runtime.files import read_json
+    from gecko_mlc.formats.files import read_json
 
     fields = read_json(path)
     if fields.get("vocab_size", -1) == -1:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gecko_mlc.abi import StateTensor
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.quantization import Quantization
-from gecko_mlc.tir_kernels.machine import CUDA, Machine
-from gecko_mlc.tir_kernels.sampling import PARAMETERS, RECENT_TOKENS
+from gecko_mlc.formats.library import StateTensor
+from gecko_mlc.formats.quantization import Quantization
+from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS
+from gecko_mlc.tir_kernels.hardware import CUDA, Machine
 
 
 def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Machine | CUDA) -> Iterator[StateTensor]:

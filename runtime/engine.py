@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from gecko_mlc.runtime import tvm_runtime
-from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.library import Library
-from gecko_mlc.runtime.memory import Memory
-from gecko_mlc.runtime.parameters import NUMPY_DTYPES
-from gecko_mlc.runtime.sampling import Sampling
 
-from gecko_mlc.abi import PARAMETRIC_FUNCTIONS, StateTensor
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.library import PARAMETRIC_FUNCTIONS, StateTensor
+from gecko_mlc.formats.weights import NUMPY_DTYPES
+from gecko_mlc.runtime.generate.sampling import Sampling
+from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.players import tvm_runtime
+from gecko_mlc.runtime.state.arena import Memory
 
 
 class Engine:

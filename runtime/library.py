@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gecko_mlc.runtime import gpu, machine, tvm_runtime
-from gecko_mlc.runtime.cuda_graph import Stream, stream_of
-from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.metadata import read_metadata
-
-from gecko_mlc.abi import Metadata, TargetSpec, functions_of
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.library import Metadata, TargetSpec, functions_of, read_metadata
+from gecko_mlc.runtime.devices import host, nvidia
+from gecko_mlc.runtime.players import tvm_runtime
+from gecko_mlc.runtime.players.cuda_graph import Stream, stream_of
 
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -66,7 +65,7 @@ def _check_architecture(path: Path) -> None:
     if len(header) < 64 or header[:5] != b"\x7fELF\x02":
         raise GeckoError(f"{path}: not a shared library for 64-bit Linux (no ELF header)")
     (code,) = struct.unpack_from("<H", header, 18)
-    found, here = _ELF_MACHINES.get(code, f"machine {code}"), machine.architecture()
+    found, here = _ELF_MACHINES.get(code, f"machine {code}"), host.architecture()
     if found != here:
         raise GeckoError(
             f"{path}: compiled for {found}, this machine is {here}; compile it with --host {here}-linux-gnu"
@@ -79,7 +78,7 @@ def _check_architecture(path: Path) -> None:
 
 
 def _check_cpu(path: Path, target: TargetSpec) -> None:
-    available = machine.cpu_features()
+    available = host.cpu_features()
     missing = [name for name in target.features if available is not None and name not in available]
     if missing:
         raise GeckoError(
@@ -89,7 +88,7 @@ def _check_cpu(path: Path, target: TargetSpec) -> None:
 
 
 def _check_gpu(path: Path, target: TargetSpec) -> None:
-    version, capability = gpu.driver_version(), gpu.capability()
+    version, capability = nvidia.driver_version(), nvidia.capability()
     if version is None or capability is None:
         raise GeckoError(
             f"{path}: compiled for NVIDIA GPUs, and this machine has none, or no driver (libcuda.so.1);"
@@ -101,6 +100,6 @@ def _check_gpu(path: Path, target: TargetSpec) -> None:
     if not target.runs_on(capability):
         compiled = ", ".join(f"sm_{a}" for a in target.architectures)
         raise GeckoError(
-            f"{path}: compiled for {compiled}, this GPU ({gpu.name()}) is sm_{capability};"
+            f"{path}: compiled for {compiled}, this GPU ({nvidia.name()}) is sm_{capability};"
             f" compile it with --arch sm_{capability}"
         )

@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gecko_mlc.runtime.conversation import turn
+from gecko_mlc.formats.chat_config import ChatConfig, read_chat_config
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.library import Metadata
 from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.generation import Generation, GenerationOptions
+from gecko_mlc.runtime.generate.generation import Generation, GenerationOptions
+from gecko_mlc.runtime.generate.sampling import Sampling
 from gecko_mlc.runtime.library import Library, check_library
-from gecko_mlc.runtime.model_folder import ChatConfig, read_chat_config
 from gecko_mlc.runtime.parameters import ParameterReader
-from gecko_mlc.runtime.sampling import Sampling
-from gecko_mlc.runtime.tokenizer import Tokenizer
-
-from gecko_mlc.abi import Metadata
+from gecko_mlc.runtime.text.templates import turn
+from gecko_mlc.runtime.text.tokenizer import Tokenizer
 
 
 class Model:

@@ -6,8 +6,6 @@ Everything is checked here before a byte of a shard is used: the files may come 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,143 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from gecko_mlc.runtime import tvm_runtime
-from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.files import read_json
-from gecko_mlc.runtime.memory import Memory
-from pydantic import BaseModel, Field, ValidationError
 
-from gecko_mlc.abi import Parameter
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.library import Parameter
+from gecko_mlc.formats.weights import NUMPY_DTYPES, ShardRecord, checksum_fault, read_tensor_cache
+from gecko_mlc.runtime.players import tvm_runtime
+from gecko_mlc.runtime.state.arena import Memory
 
-TENSOR_CACHE = "tensor-cache.json"
-# Where a conversion keeps what it has, and in it the file that tells how to go on.
-WORKING_FOLDER = ".conversion"
-CONVERSION = "conversion.json"
 # Shards that are read at a time: a disk is faster so, and the device's copies overlap.
 READERS = 16
-
-NUMPY_DTYPES: dict[str, Any] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "int32": np.dtype(np.int32),
-    "uint32": np.dtype(np.uint32),
-    "int8": np.dtype(np.int8),
-}
-
-
-class TensorRecord(BaseModel):
-    """One tensor inside a shard."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    format: str = "raw"
-    nbytes: int = Field(ge=0)
-    byteOffset: int = Field(ge=0)
-
-    @property
-    def stored_dtype(self) -> Any:
-        """The dtype in the shard. In the format f32-to-bf16, `dump_tensor_cache`'s default, fp32 is there as bf16."""
-        narrowed = self.format == "f32-to-bf16" and self.dtype == "float32"
-        return NUMPY_DTYPES["bfloat16" if narrowed else self.dtype]
-
-
-class ShardRecord(BaseModel):
-    """One shard file. MLC's and TVM's have no sha256."""
-
-    dataPath: str
-    format: str
-    nbytes: int = Field(ge=0)
-    md5sum: str
-    sha256: str | None = None
-    records: list[TensorRecord]
-
-    def checksums(self) -> list[tuple[str, str]]:
-        """Names in hashlib and digests, the fastest first."""
-        sums = [("md5", self.md5sum)]
-        return sums if self.sha256 is None else [("sha256", self.sha256), *sums]
-
-
-class TensorCache(BaseModel):
-    """The index of all shards."""
-
-    metadata: dict[str, Any]
-    records: list[ShardRecord]
-
-
-def read_tensor_cache(folder: Path) -> TensorCache:
-    """The checked index of a model folder's weights.
-
-    Raises `GeckoError` for anything that could read outside a shard or the folder, overlaps, is there twice, or does
-    not add up; for a shard that is missing or of another size (cut short, say); and for weights whose conversion has
-    not ended.
-    """
-    check_whole(folder)
-    path = folder / TENSOR_CACHE
-    try:
-        cache = TensorCache.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise GeckoError(f"{path}: {where}: {fault['msg']}") from None
-    seen: set[str] = set()
-    for shard in cache.records:
-        file = _shard_path(folder, shard)
-        size = file.stat().st_size
-        if size != shard.nbytes:
-            raise GeckoError(
-                f"{file}: {size:,} bytes, expected {shard.nbytes:,}: the file is damaged or incomplete;"
-                " convert the weights again"
-            )
-        end = 0
-        for record in sorted(shard.records, key=lambda r: r.byteOffset):
-            if record.name in seen:
-                raise GeckoError(f"{path}: the tensor {record.name} is there twice")
-            seen.add(record.name)
-            if record.format not in ("raw", "f32-to-bf16") or record.dtype not in NUMPY_DTYPES:
-                raise GeckoError(
-                    f"{path}: {record.name} is {record.dtype} in format {record.format!r}; expected raw or f32-to-bf16"
-                    f" and one of {', '.join(NUMPY_DTYPES)}"
-                )
-            if any(extent < 0 for extent in record.shape):
-                raise GeckoError(f"{path}: {record.name} has the shape {record.shape}")
-            needed = math.prod(record.shape) * record.stored_dtype.itemsize
-            if needed != record.nbytes:
-                raise GeckoError(
-                    f"{path}: {record.name} of shape {record.shape} and {record.dtype} has"
-                    f" {needed:,} bytes, but nbytes is {record.nbytes:,}"
-                )
-            if record.byteOffset < end:
-                raise GeckoError(f"{path}: {record.name} overlaps the tensor before it")
-            end = record.byteOffset + record.nbytes
-            if end > shard.nbytes:
-                raise GeckoError(f"{path}: {record.name} ends at byte {end:,} of a shard of {shard.nbytes:,}")
-    return cache
-
-
-def check_whole(folder: Path) -> None:
-    """Raises `GeckoError` when the folder's weights are not complete because their conversion has not ended."""
-    conversion = folder / WORKING_FOLDER / CONVERSION
-    if conversion.is_file() and not (folder / TENSOR_CACHE).is_file():
-        command = read_json(conversion).get("command")
-        raise GeckoError(f"{folder}: not whole, its conversion was interrupted; continue it with: {command}")
-
-
-def _shard_path(folder: Path, shard: ShardRecord) -> Path:
-    name = shard.dataPath
-    if "\0" in name or len(name) > 255 or name != Path(name).name or name in ("", ".", ".."):
-        raise GeckoError(f"{folder / TENSOR_CACHE}: dataPath {name[:80]!r} is not a plain file name")
-    file = folder / name
-    if not file.is_file():
-        raise GeckoError(f"{file}: no such file; the model folder is incomplete, convert it again")
-    if file.resolve().parent != folder.resolve():
-        raise GeckoError(f"{file}: leads out of the model folder")
-    if shard.format != "raw-shard":
-        raise GeckoError(f"{file}: format {shard.format!r}, expected 'raw-shard'")
-    return file
 
 
 class ParameterReader:
@@ -238,15 +109,9 @@ def _read(folder: Path, shard: ShardRecord, buffer: np.ndarray) -> tuple[np.ndar
         while done < size and (count := opened.readinto(memory[done:size])):
             done += count
     # One checksum is enough; md5 beside sha256 would take longer than all the rest of loading.
-    if fault := _checksum_fault(shard, buffer[:done], *shard.checksums()[0]):
+    if fault := checksum_fault(shard, buffer[:done], *shard.checksums()[0]):
         raise GeckoError(f"{folder}: {fault}")
     return buffer, done
-
-
-def _checksum_fault(shard: ShardRecord, data: np.ndarray, name: str, expected: str) -> str | None:
-    if hashlib.new(name, data.data, usedforsecurity=False).hexdigest() == expected:
-        return None
-    return f"{shard.dataPath}: the {name} differs from {TENSOR_CACHE}: the file is damaged; convert the weights again"
 
 
 def copy_into(tensor: Any, array: np.ndarray) -> None:
@@ -255,16 +120,3 @@ def copy_into(tensor: Any, array: np.ndarray) -> None:
     copy = tvm_runtime.load().get_global_func("runtime.TVMTensorCopyFromBytes")
     array = np.ascontiguousarray(array)
     copy(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
-
-
-def check_folder(folder: Path) -> list[str]:
-    """Faults that loading does not look for: either checksum differs, or weights are not finite."""
-    faults = []
-    for shard in read_tensor_cache(folder).records:
-        data = np.fromfile(folder / shard.dataPath, np.uint8)
-        faults += [fault for sums in shard.checksums() if (fault := _checksum_fault(shard, data, *sums))]
-        for record in shard.records:
-            values = data[record.byteOffset : record.byteOffset + record.nbytes].view(record.stored_dtype)
-            if record.dtype.startswith(("float", "bfloat")) and not np.isfinite(values.astype(np.float32)).all():
-                faults.append(f"{record.name}: not all values are finite")
-    return faults

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Golden, small_config
+from support.models import Golden, small_config
 
 from gecko_mlc.config import PRESETS, load_config, preset, validate_config
-from gecko_mlc.reference import Gecko
+from gecko_mlc.reference.gecko import Gecko
 
 
 @pytest.mark.parametrize(

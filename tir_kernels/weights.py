@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gecko_mlc.tir_kernels.math import loader
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.group_quantization import Dense, WeightFormat
+from gecko_mlc.formats.group_quantization import Dense, WeightFormat
+from gecko_mlc.tir_kernels.expressions import loader
 
 Expr = Any
 

@@ -9,7 +9,7 @@ import typer
 
 from gecko_mlc import __version__
 from gecko_mlc.cli import bench, chat, compile, convert, evaluate, generate, info, logits, package
-from gecko_mlc.cli.common import remember_interrupts
+from gecko_mlc.cli.options import remember_interrupts
 
 app = typer.Typer(
     name="gecko-mlc",
@@ -44,7 +44,7 @@ def _version(
 
 def main() -> None:
     """Run the command line; errors of the user's end in one message and exit code 1."""
-    from gecko_mlc.runtime.errors import GeckoError
+    from gecko_mlc.formats.errors import GeckoError
 
     remember_interrupts()
     try:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gecko_mlc.cli.common import (
+from gecko_mlc.cli.options import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
@@ -20,10 +20,10 @@ from gecko_mlc.cli.common import (
     say,
     show_arguments,
 )
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.formats.errors import GeckoError
 
 if TYPE_CHECKING:
-    from gecko_mlc.runtime.bench import Report
+    from gecko_mlc.runtime.measure.bench import Report
 
 FORMATS = ("table", "md", "csv", "json")
 
@@ -45,8 +45,8 @@ def bench(
     Example: gecko-mlc bench gecko-demo --depth 0,1000,100000 --format md -o bench.md
     """
     from gecko_mlc.api import load_model
-    from gecko_mlc.runtime import bench as core
-    from gecko_mlc.runtime.files import atomic_write
+    from gecko_mlc.formats.files import atomic_write
+    from gecko_mlc.runtime.measure import bench as core
 
     if output_format not in FORMATS:
         raise GeckoError(f"--format {output_format!r}: expected one of {', '.join(FORMATS)}")
@@ -90,7 +90,7 @@ def bench(
 
 def print_table(report: Report) -> None:
     """The report as a table for people, on standard output."""
-    from gecko_mlc.runtime import bench as core
+    from gecko_mlc.runtime.measure import bench as core
 
     table = Table(caption=core.summary(report), caption_justify="left")
     for column in core.COLUMNS:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from gecko_mlc.cli.common import (
+from gecko_mlc.cli.generate import Seed, Temperature, TopP, sampling_options, speed_line
+from gecko_mlc.cli.options import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
@@ -19,8 +20,7 @@ from gecko_mlc.cli.common import (
     show_arguments,
     write_text,
 )
-from gecko_mlc.cli.generate import Seed, Temperature, TopP, sampling_options, speed_line
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.formats.errors import GeckoError
 
 HELP = """\
 /help              these lines

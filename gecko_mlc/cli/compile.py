@@ -11,9 +11,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from gecko_mlc.cli.common import StateDtypeOption, console, parse_overrides, show_arguments
-from gecko_mlc.runtime import gpu
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.cli.options import StateDtypeOption, console, parse_overrides, show_arguments
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.runtime.devices import nvidia
 
 if TYPE_CHECKING:
     from gecko_mlc.compile.kernels import DeviceFunction, Kernel
@@ -95,8 +95,8 @@ def compile_model(
     portable: bool = False,
 ) -> Compiled:
     """Compile as the options of `compile` say, saying what is done; `portable` is for CPUs that others have, too."""
-    from gecko_mlc.gen_config import find_config
-    from gecko_mlc.quantization import quantization as scheme
+    from gecko_mlc.convert.chat_config import find_config
+    from gecko_mlc.formats.quantization import quantization as scheme
 
     config = find_config(model)
     name = quantization or default_quantization(model)
@@ -105,7 +105,7 @@ def compile_model(
     from gecko_mlc.compile.library import compile_library
     from gecko_mlc.compile.target import compile_target, portable_cpu
 
-    installed = gpu.usable() if device == "auto" else gpu.capability()
+    installed = nvidia.usable() if device == "auto" else nvidia.capability()
     try:
         dtypes = scheme(name, state_dtype)
         target = compile_target(device, host, mcpu or (portable_cpu() if portable else None), arch, installed)
@@ -135,7 +135,7 @@ def compile_model(
 
 def default_quantization(model: str) -> str:
     """The model folder's, or q0f32."""
-    from gecko_mlc.runtime.model_folder import CHAT_CONFIG, read_chat_config
+    from gecko_mlc.formats.chat_config import CHAT_CONFIG, read_chat_config
 
     folder = Path(model)
     return read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.common import QuantizationOption, byte_progress, console, say, show_arguments
-from gecko_mlc.quantization import Quantization
-from gecko_mlc.quantization import quantization as find_quantization
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.cli.options import QuantizationOption, byte_progress, console, say, show_arguments
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.quantization import Quantization
+from gecko_mlc.formats.quantization import quantization as find_quantization
 
 ConfigArgument = Annotated[
     Path,
@@ -44,9 +44,9 @@ def convert_weight(
 
     Example: gecko-mlc convert_weight my-gecko/ --quantization q0f16 -o dist/my-gecko-q0f16-MLC
     """
-    from gecko_mlc.checkpoint import open_checkpoint
-    from gecko_mlc.convert import convert_weights
-    from gecko_mlc.gen_config import generate_config, read_model_config
+    from gecko_mlc.convert.chat_config import generate_config, read_model_config
+    from gecko_mlc.convert.checkpoint import open_checkpoint
+    from gecko_mlc.convert.weights import convert_weights
 
     scheme = _quantization(quantization)
     source = source or (config if config.is_dir() else config.parent)
@@ -75,7 +75,7 @@ def gen_config(
 
     Example: gecko-mlc gen_config my-gecko/config.json --conv-template chatml -o dist/my-gecko-q0f32-MLC
     """
-    from gecko_mlc.gen_config import generate_config
+    from gecko_mlc.convert.chat_config import generate_config
 
     show_arguments(config=config, quantization=quantization, conv_template=conv_template, output=output)
     generate_config(config, _quantization(quantization), output, conv_template)
@@ -91,9 +91,9 @@ def random_weight(
 
     Example: gecko-mlc random_weight gecko-120m -o checkpoints/gecko-120m
     """
-    from gecko_mlc.gen_config import find_config
-    from gecko_mlc.random_checkpoint import write_random_checkpoint
-    from gecko_mlc.shards import check_space
+    from gecko_mlc.convert.chat_config import find_config
+    from gecko_mlc.convert.random import write_random_checkpoint
+    from gecko_mlc.convert.shards import check_space
 
     if dtype not in ("float32", "float16", "bfloat16"):
         raise GeckoError(f"--dtype {dtype!r}: expected float32, float16 or bfloat16")

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gecko_mlc.cli.common import (
+from gecko_mlc.cli.options import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
@@ -22,10 +22,10 @@ from gecko_mlc.cli.common import (
     say,
     show_arguments,
 )
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.formats.errors import GeckoError
 
 if TYPE_CHECKING:
-    from gecko_mlc.runtime.evaluation import Report
+    from gecko_mlc.runtime.measure.evaluation import Report
 
 STANDARD_INPUT = "-"
 
@@ -53,8 +53,8 @@ def evaluate(
     Example: gecko-mlc eval my-gecko-q4f16_1-MLC book.txt --baseline my-gecko-q0f32-MLC
     """
     from gecko_mlc.api import load_model
-    from gecko_mlc.runtime.evaluation import evaluate as measure
-    from gecko_mlc.runtime.long_text import read_blocks
+    from gecko_mlc.runtime.measure.evaluation import evaluate as measure
+    from gecko_mlc.runtime.text.long_text import read_blocks
 
     if baseline_lib is not None and baseline is None:
         raise GeckoError("--baseline-lib: the library of what? give the model folder with --baseline")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gecko_mlc.cli.common import (
+from gecko_mlc.cli.options import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
@@ -20,7 +20,7 @@ from gecko_mlc.cli.common import (
     show_arguments,
     write_text,
 )
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.formats.errors import GeckoError
 
 if TYPE_CHECKING:
     from gecko_mlc.api import Generation, GenerationOptions, Model

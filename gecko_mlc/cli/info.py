@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from gecko_mlc import __version__
-from gecko_mlc.abi import TargetSpec
 from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER, RUNTIME_LIBRARY
-from gecko_mlc.runtime import gpu, machine
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.library import TargetSpec
+from gecko_mlc.runtime.devices import host, nvidia
 
 
 def info(
@@ -46,11 +46,11 @@ def machine_rows() -> list[tuple[str, str]]:
     rows = [
         ("gecko-mlc", __version__),
         ("python", platform.python_version()),
-        ("cpu", machine.cpu_name()),
-        ("architecture", machine.architecture()),
-        ("usable cores", str(machine.usable_cores())),
+        ("cpu", host.cpu_name()),
+        ("architecture", host.architecture()),
+        ("usable cores", str(host.usable_cores())),
     ]
-    features = machine.cpu_features()
+    features = host.cpu_features()
     wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bf16", "avx512vnni", "neon", "dotprod")
     if features is not None:
         rows.append(("features", " ".join(name for name in wanted if name in features)))
@@ -70,7 +70,7 @@ def machine_rows() -> list[tuple[str, str]]:
 
 def gpu_rows() -> list[tuple[str, str]]:
     """This machine's first GPU, and what it takes to run libraries on it and to compile them."""
-    needed, driver, capability = _version(MINIMUM_DRIVER), gpu.driver_version(), gpu.capability()
+    needed, driver, capability = _version(MINIMUM_DRIVER), nvidia.driver_version(), nvidia.capability()
     if driver is None:
         driver_row = f"none (to run on NVIDIA GPUs: install the driver, for CUDA {needed} or later)"
     elif driver < MINIMUM_DRIVER:
@@ -78,11 +78,11 @@ def gpu_rows() -> list[tuple[str, str]]:
     else:
         driver_row = f"for CUDA {_version(driver)}"
     return [
-        ("gpu", "none" if capability is None else f"{gpu.name()}, sm_{capability}"),
+        ("gpu", "none" if capability is None else f"{nvidia.name()}, sm_{capability}"),
         ("gpu driver", driver_row),
         (
             "cuda runtime",
-            gpu.find_cudart() or f"no {RUNTIME_LIBRARY} (to run on NVIDIA GPUs: pip install nvidia-cuda-runtime)",
+            nvidia.find_cudart() or f"no {RUNTIME_LIBRARY} (to run on NVIDIA GPUs: pip install nvidia-cuda-runtime)",
         ),
         ("tvm's cuda runtime", _cuda_backend()),
         ("cuda compiler", _cuda_compiler()),
@@ -103,7 +103,7 @@ def _cuda_backend() -> str:
 
 def _cuda_compiler() -> str:
     try:
-        from gecko_mlc.compile.cuda_compiler import find_compiler
+        from gecko_mlc.compile.backends.cuda.compiler import find_compiler
     except ModuleNotFoundError:
         return "none (this is the part of gecko-mlc that runs models)"
     try:
@@ -115,8 +115,8 @@ def _cuda_compiler() -> str:
 
 def folder_rows(folder: Path, check: bool) -> list[tuple[str, str]]:
     """A model folder."""
-    from gecko_mlc.runtime.model_folder import read_chat_config
-    from gecko_mlc.runtime.parameters import check_folder, read_tensor_cache
+    from gecko_mlc.formats.chat_config import read_chat_config
+    from gecko_mlc.formats.weights import check_folder, read_tensor_cache
 
     chat_config = read_chat_config(folder)
     cache = read_tensor_cache(folder)
@@ -139,8 +139,8 @@ def folder_rows(folder: Path, check: bool) -> list[tuple[str, str]]:
 
 def library_rows(path: Path) -> list[tuple[str, str]]:
     """A library."""
+    from gecko_mlc.formats.library import read_metadata
     from gecko_mlc.runtime.engine import tensor_bytes
-    from gecko_mlc.runtime.metadata import read_metadata
 
     m = read_metadata(path)
     state = sum(tensor_bytes(spec) for spec in m.state)

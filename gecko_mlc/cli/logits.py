@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.common import (
+from gecko_mlc.cli.options import (
     DeviceOption,
     ModelArgument,
     ModelLibOption,
@@ -18,7 +18,7 @@ from gecko_mlc.cli.common import (
     say,
     show_arguments,
 )
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.formats.errors import GeckoError
 
 
 def logits(
@@ -43,7 +43,7 @@ def logits(
     from safetensors.numpy import save
 
     from gecko_mlc.api import load_model
-    from gecko_mlc.runtime.files import atomic_write
+    from gecko_mlc.formats.files import atomic_write
 
     ids = read_ids(tokens)
     lengths = parse_split(split, len(ids))

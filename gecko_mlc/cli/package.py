@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.common import StateDtypeOption, byte_progress, console, say
+from gecko_mlc.cache import DEMO
 from gecko_mlc.cli.compile import ArchOption, OverridesOption, QuantizationOption, compile_model, default_quantization
-from gecko_mlc.prepare import DEMO
-from gecko_mlc.runtime import machine
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.cli.options import StateDtypeOption, byte_progress, console, say
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.runtime.devices import host
 
 
 def package(
@@ -34,9 +34,9 @@ def package(
 
     Example: gecko-mlc package dist/my-gecko-q0bf16-MLC --device cuda --arch sm_80,sm_90 -o dist/my-gecko
     """
-    from gecko_mlc.package import copy_model, new_folder, total_bytes, write_runtime
-    from gecko_mlc.prepare import library_name, model_folder
-    from gecko_mlc.runtime.model_folder import CHAT_CONFIG
+    from gecko_mlc.cache import library_name, model_folder
+    from gecko_mlc.formats.chat_config import CHAT_CONFIG
+    from gecko_mlc.package.runtime import copy_model, new_folder, total_bytes, write_runtime
 
     if device not in ("cpu", "cuda"):
         raise GeckoError(f"--device {device!r}: expected cpu or cuda")
@@ -45,7 +45,7 @@ def package(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise GeckoError(f"two of the models are called {twice[0]}; rename one")
     with new_folder(output) as folder:
-        write_runtime(folder, device == "cuda", machine.architecture(), names)
+        write_runtime(folder, device == "cuda", host.architecture(), names)
         size = total_bytes(folder)
         for model, name in zip(models, names, strict=True):
             (folder / name).mkdir()

@@ -6,7 +6,7 @@ kernels only, always through its newest alias (`launch.State`), and every alias 
 """
 
 from gecko_mlc.model.gecko import Gecko
-from gecko_mlc.model.launch import Build
 from gecko_mlc.model.quantize import GroupQuantize
+from gecko_mlc.model.trace import Build
 
 __all__ = ["Build", "Gecko", "GroupQuantize"]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from tvm.relax.frontend.nn import Module, Tensor, op
 
-from gecko_mlc.model.launch import Build, Call, State, fresh, launch
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.model.quantize import Matrix, matrix
-from gecko_mlc.tir_kernels import (
+from gecko_mlc.model.trace import Build, Call, State, fresh, launch
+from gecko_mlc.tir_kernels.cpu import (
     attention_inputs,
     chunk_attention,
     complex_ema,
@@ -22,8 +22,8 @@ from gecko_mlc.tir_kernels import (
     timestep_norm,
     working_memory,
 )
-from gecko_mlc.tir_kernels.machine import Machine
-from gecko_mlc.tir_kernels.rows import Rows
+from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.phase import Rows
 
 
 class CPULaunches:

@@ -11,9 +11,9 @@ from typing import Any
 
 from tvm.relax.frontend.nn import Module, Tensor, op
 
-from gecko_mlc.model.launch import Build, Call, State, fresh, launch, launch_all
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.model.quantize import Matrix
+from gecko_mlc.model.trace import Build, Call, State, fresh, launch, launch_all
 from gecko_mlc.tir_kernels.cuda import (
     attention_inputs,
     attention_merge,
@@ -33,8 +33,8 @@ from gecko_mlc.tir_kernels.cuda import (
     working_memory,
 )
 from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, row_elements
-from gecko_mlc.tir_kernels.machine import CUDA
-from gecko_mlc.tir_kernels.rows import Rows
+from gecko_mlc.tir_kernels.hardware import CUDA
+from gecko_mlc.tir_kernels.phase import Rows
 
 
 class CUDALaunches:

@@ -1,4 +1,4 @@
-"""The functions of a library; `gecko_mlc.abi` lists their arguments."""
+"""The functions of a library; `gecko_mlc.formats.library` lists their arguments."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tvm.relax.frontend.nn import Tensor
 
 from gecko_mlc.model.cpu import CPULaunches
 from gecko_mlc.model.cuda import CUDALaunches
-from gecko_mlc.model.launch import Build, Call, State
 from gecko_mlc.model.parameters import Block, Output, RotaryTables
 from gecko_mlc.model.quantize import Matrix, matrix
+from gecko_mlc.model.trace import Build, Call, State
 from gecko_mlc.state import state_tensors
-from gecko_mlc.tir_kernels.machine import CUDA
-from gecko_mlc.tir_kernels.rows import Rows
+from gecko_mlc.tir_kernels.hardware import CUDA
+from gecko_mlc.tir_kernels.phase import Rows
 
 
 class Gecko(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.relax.frontend import nn
 
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.model.launch import Build
+from gecko_mlc.model.trace import Build
 
 
 class Linear(nn.Linear):  # type: ignore[misc]

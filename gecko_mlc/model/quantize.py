@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tvm.relax.frontend import nn
 
-from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
+from gecko_mlc.formats.group_quantization import Dense, GroupLayout, WeightFormat
 
 
 class GroupQuantized(nn.Module):  # type: ignore[misc]

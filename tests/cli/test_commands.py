@@ -17,12 +17,12 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import Golden, load_golden
-from gecko_mlc.runtime import gpu
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from support.models import Golden, load_golden
 
 from gecko_mlc.cli import main
+from gecko_mlc.runtime.devices import nvidia
 
 COMMAND = [sys.executable, "-m", "gecko_mlc"]
 
@@ -120,13 +120,13 @@ def test_info_knows_folders_libraries_and_this_machine(prepared, inside) -> None
 
 
 def test_info_says_what_a_gpu_misses(inside, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(gpu, "driver_version", lambda: None)
-    monkeypatch.setattr(gpu, "capability", lambda index=0: None)
+    monkeypatch.setattr(nvidia, "driver_version", lambda: None)
+    monkeypatch.setattr(nvidia, "capability", lambda index=0: None)
     assert "install the driver, for CUDA 13.0 or later" in inside("info").stdout
-    monkeypatch.setattr(gpu, "driver_version", lambda: (12, 4))
-    monkeypatch.setattr(gpu, "capability", lambda index=0: 90)
-    monkeypatch.setattr(gpu, "name", lambda index=0: "Some GPU")
-    monkeypatch.setattr(gpu, "find_cudart", lambda: None)
+    monkeypatch.setattr(nvidia, "driver_version", lambda: (12, 4))
+    monkeypatch.setattr(nvidia, "capability", lambda index=0: 90)
+    monkeypatch.setattr(nvidia, "name", lambda index=0: "Some GPU")
+    monkeypatch.setattr(nvidia, "find_cudart", lambda: None)
     said = inside("info").stdout
     assert "Some GPU, sm_90" in said
     assert "for CUDA 12.4, too old: update it to one for CUDA 13.0 or later" in said

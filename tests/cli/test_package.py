@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import small_config
+from support.models import small_config
 
-from gecko_mlc.package import copy_model, total_bytes, write_runtime
+from gecko_mlc.package.runtime import copy_model, total_bytes, write_runtime
 
 
 class Package(NamedTuple):

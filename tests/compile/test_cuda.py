@@ -12,23 +12,24 @@ from typing import NamedTuple
 
 import pytest
 import tvm
-from conftest import small_config
-from gecko_mlc.compile import cuda_compiler, cuda_pipeline
-from gecko_mlc.compile.cuda_backend import compiling, write_stand_in
-from gecko_mlc.compile.cuda_compiler import FATBIN_MAGIC, NVCC, NVRTC, MachineCode, find_compiler
+from support.models import small_config
+
+from gecko_mlc.cli.info import library_rows
+from gecko_mlc.compile.backends.cuda import compiler as cuda_compiler
+from gecko_mlc.compile.backends.cuda import pipeline
+from gecko_mlc.compile.backends.cuda.backend import compiling, write_stand_in
+from gecko_mlc.compile.backends.cuda.compiler import FATBIN_MAGIC, NVCC, NVRTC, MachineCode, find_compiler
 from gecko_mlc.compile.kernels import device_functions, launches_of
 from gecko_mlc.compile.library import Compiled, compile_library
 from gecko_mlc.compile.target import compile_target
-from gecko_mlc.runtime import gpu
-from gecko_mlc.tir_kernels.cuda import decode_linear, linear
-from gecko_mlc.tir_kernels.machine import CUDA
-
-from gecko_mlc.cli.info import library_rows
 from gecko_mlc.config import preset
 from gecko_mlc.cuda_toolkit import find_library
-from gecko_mlc.group_quantization import Dense
+from gecko_mlc.formats.group_quantization import Dense
+from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.model import Build
-from gecko_mlc.quantization import quantization
+from gecko_mlc.runtime.devices import nvidia
+from gecko_mlc.tir_kernels.cuda import decode_linear, linear
+from gecko_mlc.tir_kernels.hardware import CUDA
 
 TARGET = compile_target("cuda", architectures="sm_80,sm_90")
 # Small and odd, and the 7B model's widths.
@@ -105,9 +106,8 @@ class NoCompiler:
             raise ImportError(name)
 
 sys.meta_path.insert(0, NoCompiler())
-from gecko_mlc.abi import Metadata
-from gecko_mlc.runtime import tvm_runtime
-from gecko_mlc.runtime.metadata import read_metadata
+from gecko_mlc.formats.library import Metadata, read_metadata
+from gecko_mlc.runtime.players import tvm_runtime
 
 path, driver = map(Path, sys.argv[1:])
 metadata = read_metadata(path)
@@ -139,7 +139,7 @@ def test_info_reads_it_anywhere(made: Made) -> None:
     rows = dict(library_rows(made.path))
     assert rows["machine code"] == "sm_80 sm_90"
     assert rows["PTX"] == "compute_80 compute_90"
-    if gpu.capability() is None:
+    if nvidia.capability() is None:
         assert rows["runs here"].startswith("no: compiled for NVIDIA GPUs, and this machine has none")
 
 
@@ -170,7 +170,7 @@ def source_of(kernel: tvm.tirx.PrimFunc) -> str:
     """CUDA source as TVM generates it."""
     kernel = kernel.with_attr("global_symbol", "kernel")
     with compiling(SourceKeeper(), TARGET, lambda: None) as done, TARGET.tvm_target:
-        tvm.compile(tvm.IRModule({"kernel": kernel}), TARGET.tvm_target, tir_pipeline=cuda_pipeline.PIPELINE)
+        tvm.compile(tvm.IRModule({"kernel": kernel}), TARGET.tvm_target, tir_pipeline=pipeline.PIPELINE)
     return done[0].source
 
 

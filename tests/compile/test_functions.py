@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 import tvm
-from conftest import small_config
-from gecko_mlc.compile.lint import check_state_use, written_arguments
-from gecko_mlc.compile.pipeline import export, lower
-from gecko_mlc.tir_kernels import complex_ema, slots
-from gecko_mlc.tir_kernels.machine import CUDA, Machine
-from gecko_mlc.tir_kernels.rows import Rows
+from support.models import small_config
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn import spec as nn_spec
 
-from gecko_mlc.abi import FUNCTIONS, functions_of
+from gecko_mlc.compile.lint import check_state_use, written_arguments
+from gecko_mlc.compile.pipeline import export, lower
+from gecko_mlc.formats.library import FUNCTIONS, functions_of
+from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.model import Build
-from gecko_mlc.quantization import quantization
+from gecko_mlc.tir_kernels.cpu import complex_ema, slots
+from gecko_mlc.tir_kernels.hardware import CUDA, Machine
+from gecko_mlc.tir_kernels.phase import Rows
 
 # Kernels are made once for the same machine and slots.
 CPU, GPU, SLOTS = Machine(), CUDA((80, 90)), 3

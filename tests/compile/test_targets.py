@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import small_config
+from support.models import small_config
+
 from gecko_mlc.compile import link
 from gecko_mlc.compile.library import compile_library
 from gecko_mlc.compile.target import compile_target
-from gecko_mlc.runtime.errors import GeckoError
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.runtime.library import Library
-from gecko_mlc.tir_kernels.machine import ByteDot, Machine
-
-from gecko_mlc.quantization import quantization
+from gecko_mlc.tir_kernels.hardware import ByteDot, Machine
 
 
 @pytest.mark.parametrize(

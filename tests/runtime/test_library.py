@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import small_config
-from gecko_mlc.runtime import machine, metadata
-from gecko_mlc.runtime.errors import GeckoError
-from gecko_mlc.runtime.library import Library
+from support.models import small_config
 
-from gecko_mlc.abi import ABI_VERSION
+from gecko_mlc.formats import library
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.library import ABI_VERSION
+from gecko_mlc.runtime.devices import host
+from gecko_mlc.runtime.library import Library
 
 
 @pytest.fixture
@@ -21,19 +22,19 @@ def path(compiled: Callable[..., Path]) -> Path:
 
 
 def test_another_abi(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "ABI_VERSION", 99)
+    monkeypatch.setattr(library, "ABI_VERSION", 99)
     with pytest.raises(GeckoError, match=f"ABI version {ABI_VERSION}, expected 99; compile it again"):
         Library(path)
 
 
 def test_a_cpu_without_the_features(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset({"sse2"}))
+    monkeypatch.setattr(host, "cpu_features", lambda: frozenset({"sse2"}))
     with pytest.raises(GeckoError, match=r"but this CPU has no .*; compile it on this machine, or with --mcpu"):
         Library(path)
 
 
 def test_a_system_that_does_not_tell_its_features(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cpu_features", lambda: None)
+    monkeypatch.setattr(host, "cpu_features", lambda: None)
     assert Library(path).metadata.config["num_layers"] == 1
 
 

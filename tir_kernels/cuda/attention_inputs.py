@@ -7,11 +7,12 @@ import functools
 import math
 from typing import Any
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import warp_maximum, warp_sum
-from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.math import MASKED, f32
 from tvm import tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import warp_maximum, warp_sum
+from gecko_mlc.tir_kernels.cuda.store import narrow
+from gecko_mlc.tir_kernels.expressions import MASKED, f32
 
 Expr = Any
 

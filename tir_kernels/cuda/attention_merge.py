@@ -5,6 +5,10 @@ import functools
 import math
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.attention_step import part_length, parts, visible_positions
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
@@ -16,11 +20,7 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
 )
 from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row, row_elements
 from gecko_mlc.tir_kernels.cuda.rounding import round_vectors
-from gecko_mlc.tir_kernels.math import MASKED, f32, loader
-from tvm import tirx
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import WeightFormat
+from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
 
 Expr = Any
 

@@ -8,6 +8,10 @@ import functools
 import math
 from typing import Any
 
+from tvm import DataType, tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cpu.value_cache import code_of, inverse_of, scale_of, without_scales
 from gecko_mlc.tir_kernels.cuda.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     RESIDENT_BLOCKS,
@@ -23,11 +27,8 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     widen_vector,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES
-from gecko_mlc.tir_kernels.math import MASKED, f32, loader
-from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of, without_scales
-from tvm import DataType, tirx
-from tvm.script import tirx as T
+from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
+from gecko_mlc.tir_kernels.hardware import USUAL_SHARED_BYTES
 
 Expr = Any
 

@@ -6,6 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cpu.value_cache import without_scales
 from gecko_mlc.tir_kernels.cuda.chunk_attention import padded
 from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, load_registers, store_registers
 from gecko_mlc.tir_kernels.cuda.store import narrow
@@ -20,11 +24,8 @@ from gecko_mlc.tir_kernels.cuda.tile_products import (
     pipeline,
 )
 from gecko_mlc.tir_kernels.cuda.value_cache import widen_codes
-from gecko_mlc.tir_kernels.machine import CUDA, divide
-from gecko_mlc.tir_kernels.math import f32
-from gecko_mlc.tir_kernels.value_cache import without_scales
-from tvm import tirx
-from tvm.script import tirx as T
+from gecko_mlc.tir_kernels.expressions import f32
+from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
 Expr = Any
 

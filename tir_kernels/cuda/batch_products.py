@@ -7,6 +7,9 @@ Warps along the inputs, each with all outputs of the block as rows of A and the 
 import math
 from typing import Any
 
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import Dense, WeightFormat
 from gecko_mlc.tir_kernels.cuda.code_products import store_activations, weights_of_codes
 from gecko_mlc.tir_kernels.cuda.intrinsics import load_registers, multiply_accumulate, wait_for_predecessor
 from gecko_mlc.tir_kernels.cuda.row_inputs import (
@@ -20,10 +23,7 @@ from gecko_mlc.tir_kernels.cuda.row_inputs import (
     statistics,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.machine import divide
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import Dense, WeightFormat
+from gecko_mlc.tir_kernels.hardware import divide
 
 Expr = Any
 

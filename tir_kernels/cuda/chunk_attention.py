@@ -8,6 +8,9 @@ import functools
 import math
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
 from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, device_function, lane_maximum, lane_sum
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
 from gecko_mlc.tir_kernels.cuda.tile_products import (
@@ -20,10 +23,8 @@ from gecko_mlc.tir_kernels.cuda.tile_products import (
     fragment,
     pipeline,
 )
-from gecko_mlc.tir_kernels.machine import CUDA, divide
-from gecko_mlc.tir_kernels.math import MASKED, f32
-from tvm import tirx
-from tvm.script import tirx as T
+from gecko_mlc.tir_kernels.expressions import MASKED, f32
+from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
 Expr = Any
 

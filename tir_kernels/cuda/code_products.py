@@ -6,10 +6,9 @@ sums.
 import functools
 from typing import NamedTuple
 
+from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.tir_kernels.cuda.dequantize import half_pair
 from gecko_mlc.tir_kernels.cuda.intrinsics import device_function
-
-from gecko_mlc.group_quantization import GroupLayout
 
 _MANTISSA_BITS = 10
 

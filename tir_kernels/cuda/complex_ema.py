@@ -9,6 +9,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     device_function,
     launch_dependents,
@@ -19,10 +23,6 @@ from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row, row_
 from gecko_mlc.tir_kernels.cuda.rounding import round_vectors
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.timestep_norm import load_average, update_moments
-from tvm import tirx
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import WeightFormat
 
 Expr = Any
 

@@ -5,17 +5,17 @@ import functools
 import itertools
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.cuda.activation import silu
 from gecko_mlc.tir_kernels.cuda.intrinsics import RESIDENT_BLOCKS, launch_dependents
 from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, row_elements
 from gecko_mlc.tir_kernels.cuda.rounding import round_vectors
 from gecko_mlc.tir_kernels.cuda.row_inputs import RESIDENT, THREADS, Norm
 from gecko_mlc.tir_kernels.cuda.row_products import row_product
-from gecko_mlc.tir_kernels.machine import CUDA
-from tvm import tirx
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import WeightFormat
+from gecko_mlc.tir_kernels.hardware import CUDA
 
 Expr = Any
 

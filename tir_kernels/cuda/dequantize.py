@@ -8,11 +8,11 @@ for 8 bits, five for 3 bits.
 import functools
 import math
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, store_registers
-from gecko_mlc.tir_kernels.machine import divide
 from tvm.script import tirx as T
 
-from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.formats.group_quantization import GroupLayout
+from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, store_registers
+from gecko_mlc.tir_kernels.hardware import divide
 
 # Of `dequantize_rows`: threads of a block, and chunks of 8 weights that each has on their way.
 THREADS, CHUNKS = 128, 4

@@ -3,6 +3,9 @@
 import math
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
 from gecko_mlc.tir_kernels.cuda.intrinsics import wait_for_predecessor, warp_sum, widen_vector
 from gecko_mlc.tir_kernels.cuda.row_inputs import (
     BLOCKS,
@@ -14,9 +17,7 @@ from gecko_mlc.tir_kernels.cuda.row_inputs import (
     normalize_whole,
     statistics,
 )
-from gecko_mlc.tir_kernels.machine import divide
-from tvm import tirx
-from tvm.script import tirx as T
+from gecko_mlc.tir_kernels.hardware import divide
 
 Expr = Any
 

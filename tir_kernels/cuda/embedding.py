@@ -3,14 +3,14 @@
 import functools
 import math
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import launch_dependents, wait_for_predecessor
-from gecko_mlc.tir_kernels.machine import divide
-from gecko_mlc.tir_kernels.math import f32, loader
-from gecko_mlc.tir_kernels.weights import weight_loader
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.group_quantization import Dense, WeightFormat
+from gecko_mlc.formats.group_quantization import Dense, WeightFormat
+from gecko_mlc.tir_kernels.cuda.intrinsics import launch_dependents, wait_for_predecessor
+from gecko_mlc.tir_kernels.expressions import f32, loader
+from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.weights import weight_loader
 
 THREADS = 256
 

@@ -6,10 +6,11 @@ A block for each row and group. Values stay in registers between the sums and th
 import functools
 import math
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import warp_sum
-from gecko_mlc.tir_kernels.cuda.store import narrow
 from tvm import tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import warp_sum
+from gecko_mlc.tir_kernels.cuda.store import narrow
 
 THREADS = 256
 

@@ -9,16 +9,16 @@ import itertools
 import math
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.cuda.activation import silu
 from gecko_mlc.tir_kernels.cuda.store import narrow
 from gecko_mlc.tir_kernels.cuda.weight_launches import weight_launches
 from gecko_mlc.tir_kernels.cuda.weight_products import Product, weight_product
 from gecko_mlc.tir_kernels.cuda.weight_sources import Source, either, matrix_reader
-from gecko_mlc.tir_kernels.machine import CUDA, divide
-from tvm import tirx
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import WeightFormat
+from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
 Expr = Any
 

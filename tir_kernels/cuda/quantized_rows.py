@@ -12,6 +12,10 @@ import math
 from typing import Any
 
 import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.tir_kernels.cuda.code_bytes import load_scales, multiply_codes
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
@@ -37,11 +41,7 @@ from gecko_mlc.tir_kernels.cuda.row_inputs import (
     shared_values,
     statistics,
 )
-from gecko_mlc.tir_kernels.machine import CUDA, divide
-from tvm import tirx
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
 Expr = Any
 

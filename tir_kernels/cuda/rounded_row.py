@@ -7,9 +7,9 @@ of weights, and in the order of the words of codes.
 from typing import Any, NamedTuple
 
 import numpy as np
-from gecko_mlc.tir_kernels.machine import divide
 
-from gecko_mlc.group_quantization import GroupLayout, WeightFormat
+from gecko_mlc.formats.group_quantization import GroupLayout, WeightFormat
+from gecko_mlc.tir_kernels.hardware import divide
 
 Expr = Any
 

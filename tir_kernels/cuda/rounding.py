@@ -3,13 +3,13 @@ once for all blocks that read them."""
 
 import functools
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, lane_maximum, lane_sum
-from gecko_mlc.tir_kernels.cuda.rounded_row import INTEGERS, LARGEST, RoundedRow, piece_bytes, portion
-from gecko_mlc.tir_kernels.machine import divide
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.formats.group_quantization import GroupLayout
+from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, lane_maximum, lane_sum
+from gecko_mlc.tir_kernels.cuda.rounded_row import INTEGERS, LARGEST, RoundedRow, piece_bytes, portion
+from gecko_mlc.tir_kernels.hardware import divide
 
 # (values[4] fp32, byte, flipped, sum int32): a byte of the bits of each, which as signed ones are added to the sum.
 _gather_bytes = device_function(

@@ -3,9 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, warp_sum
-from gecko_mlc.tir_kernels.machine import USUAL_SHARED_BYTES, divide
 from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, warp_sum
+from gecko_mlc.tir_kernels.hardware import USUAL_SHARED_BYTES, divide
 
 Expr = Any
 

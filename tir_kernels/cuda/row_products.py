@@ -4,14 +4,13 @@ They are bound by the memory's bandwidth: every weight is read once, past the L1
 each thread are on their way all the time, the first before the predecessor has ended.
 """
 
+from gecko_mlc.formats.group_quantization import Dense, WeightFormat
 from gecko_mlc.tir_kernels.cuda.batch_products import tensor_core_product
 from gecko_mlc.tir_kernels.cuda.dot_products import dot_product
 from gecko_mlc.tir_kernels.cuda.quantized_rows import TILE, quantized_row
 from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row
 from gecko_mlc.tir_kernels.cuda.row_inputs import BLOCKS, Norm, Product
-from gecko_mlc.tir_kernels.machine import CUDA, divide
-
-from gecko_mlc.group_quantization import Dense, WeightFormat
+from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
 # What the threads of a block can hold.
 MOST_INPUTS = 16384

@@ -8,6 +8,10 @@ import functools
 import math
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS, random_word
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     device_function,
     launch_dependents,
@@ -15,11 +19,8 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     warp_maximum,
     warp_sum,
 )
-from gecko_mlc.tir_kernels.machine import divide
-from gecko_mlc.tir_kernels.math import MASKED, f32
-from gecko_mlc.tir_kernels.sampling import PARAMETERS, RECENT_TOKENS, random_word
-from tvm import tirx
-from tvm.script import tirx as T
+from gecko_mlc.tir_kernels.expressions import MASKED, f32
+from gecko_mlc.tir_kernels.hardware import divide
 
 Expr = Any
 

@@ -6,11 +6,12 @@ Tensors are counted in vectors of up to 16 bytes: an int32 reaches 2³¹ of thos
 import functools
 import math
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import launch_dependents, wait_for_predecessor
-from gecko_mlc.tir_kernels.machine import divide
-from gecko_mlc.tir_kernels.rows import Rows
 from tvm import DataType, tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cuda.intrinsics import launch_dependents, wait_for_predecessor
+from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.phase import Rows
 
 THREADS = 256
 # Slots of a block of the kernels on positions.

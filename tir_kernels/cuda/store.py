@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from gecko_mlc.tir_kernels.math import f32
 from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.expressions import f32
 
 Expr = Any
 

@@ -10,13 +10,14 @@ Four warps multiply 64 rows. Of a product [64, N], thread t of the 128 holds in 
 import functools
 from typing import Any
 
+from tvm.script import tirx as T
+
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     device_function,
     load_matrices,
     load_matrices_transposed,
     multiply_accumulate,
 )
-from tvm.script import tirx as T
 
 Expr = Any
 

@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tvm.script import tirx as T
+
 from gecko_mlc.tir_kernels.cuda.intrinsics import commit_copies, wait_copies
 from gecko_mlc.tir_kernels.cuda.tensor_cores import finish_tiles, multiply_tiles, publish_tiles
-from gecko_mlc.tir_kernels.machine import divide
-from tvm.script import tirx as T
+from gecko_mlc.tir_kernels.hardware import divide
 
 Expr = Any
 

@@ -11,6 +11,9 @@ a scan with a constant decay, which starts from 0 and keeps a constant input exa
 import functools
 import math
 
+from tvm import tirx
+from tvm.script import tirx as T
+
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     device_function,
     lane_sum,
@@ -19,9 +22,7 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     warp_sum,
 )
 from gecko_mlc.tir_kernels.cuda.store import narrow
-from gecko_mlc.tir_kernels.math import f32
-from tvm import tirx
-from tvm.script import tirx as T
+from gecko_mlc.tir_kernels.expressions import f32
 
 _average_weight = device_function(
     "gecko_average_weight",

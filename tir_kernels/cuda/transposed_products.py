@@ -3,6 +3,8 @@
 import functools
 from typing import Any, NamedTuple
 
+from tvm.script import tirx as T
+
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     commit_copies,
     device_function,
@@ -11,7 +13,6 @@ from gecko_mlc.tir_kernels.cuda.intrinsics import (
     wait_copies,
 )
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
-from tvm.script import tirx as T
 
 Expr = Any
 

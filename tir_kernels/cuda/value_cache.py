@@ -3,12 +3,13 @@
 import functools
 import math
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, warp_maximum, widen_vector
-from gecko_mlc.tir_kernels.machine import divide
-from gecko_mlc.tir_kernels.math import loader
-from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of
 from tvm import DataType, tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cpu.value_cache import code_of, inverse_of, scale_of
+from gecko_mlc.tir_kernels.cuda.intrinsics import device_function, warp_maximum, widen_vector
+from gecko_mlc.tir_kernels.expressions import loader
+from gecko_mlc.tir_kernels.hardware import divide
 
 WARPS = 8
 

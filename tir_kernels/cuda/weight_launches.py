@@ -8,14 +8,14 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import Dense, GroupLayout, WeightFormat
 from gecko_mlc.tir_kernels.cuda.dequantize import dequantize_rows
 from gecko_mlc.tir_kernels.cuda.weight_products import weight_product
 from gecko_mlc.tir_kernels.cuda.weight_sources import Matrix, matrix_reader, stacked
-from gecko_mlc.tir_kernels.machine import CUDA
-from gecko_mlc.tir_kernels.signature import without_parameter
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
+from gecko_mlc.tir_kernels.hardware import CUDA
+from gecko_mlc.tir_kernels.kernel import without_parameter
 
 # Rows of x that make up for dequantizing first. On an H200, with 4-bit weights of the 7B, 2048 rows take 67 instead of
 # 76 ms, and 768 take 30 instead of 32.

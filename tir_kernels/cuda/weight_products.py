@@ -6,14 +6,14 @@ go through plain multiplications.
 
 from typing import Any, NamedTuple
 
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import Dense, WeightFormat
 from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
 from gecko_mlc.tir_kernels.cuda.tile_products import PLAIN, PLAIN_DEPTH, PLAIN_TILE, Tile, accumulate, pipeline
 from gecko_mlc.tir_kernels.cuda.weight_tiles import CHUNKS, weight_tiles
-from gecko_mlc.tir_kernels.machine import CUDA
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import Dense, WeightFormat
+from gecko_mlc.tir_kernels.hardware import CUDA
 
 
 class Product(NamedTuple):

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import select_address
-from gecko_mlc.tir_kernels.weights import weight_loader
 from tvm.script import tirx as T
 
-from gecko_mlc.group_quantization import WeightFormat
+from gecko_mlc.formats.group_quantization import WeightFormat
+from gecko_mlc.tir_kernels.cuda.intrinsics import select_address
+from gecko_mlc.tir_kernels.weights import weight_loader
 
 Expr = Any
 

@@ -10,14 +10,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import Dense, GroupLayout, WeightFormat
 from gecko_mlc.tir_kernels.cuda.dequantize import dequantize, load_scale
 from gecko_mlc.tir_kernels.cuda.intrinsics import copy_16_if, load_registers, store_registers
 from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, swizzled
 from gecko_mlc.tir_kernels.cuda.tile_products import Tile
-from gecko_mlc.tir_kernels.machine import divide
-from tvm.script import tirx as T
-
-from gecko_mlc.group_quantization import Dense, GroupLayout, WeightFormat
+from gecko_mlc.tir_kernels.hardware import divide
 
 Expr = Any
 

@@ -13,6 +13,10 @@ import functools
 import math
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cpu.value_cache import value_loader, without_scales
 from gecko_mlc.tir_kernels.cuda.intrinsics import (
     RESIDENT_BLOCKS,
     copy_8_if,
@@ -36,11 +40,8 @@ from gecko_mlc.tir_kernels.cuda.transposed_products import (
     tensor_core_product,
 )
 from gecko_mlc.tir_kernels.cuda.value_cache import widen_codes
-from gecko_mlc.tir_kernels.machine import divide
-from gecko_mlc.tir_kernels.math import MASKED, f32, loader
-from gecko_mlc.tir_kernels.value_cache import value_loader, without_scales
-from tvm import tirx
-from tvm.script import tirx as T
+from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
+from gecko_mlc.tir_kernels.hardware import divide
 
 Expr = Any
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
-from gecko_mlc.tir_kernels.attention_inputs import oracle
+from support.launch import floats, ints
+from support.launch_cuda import launch_cuda
+
+from gecko_mlc.tir_kernels.cpu.attention_inputs import oracle
 from gecko_mlc.tir_kernels.cuda.attention_inputs import attention_inputs
-from launch import floats, ints
-from launch_cuda import launch_cuda
 
 # Of a result: the distance of two neighbours of its dtype, relative, and a little in fp32.
 PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
-from gecko_mlc.tir_kernels import attention_inputs, chunk_attention, working_memory
+from support.launch import cached_values, floats, ints
+from support.launch_cuda import assert_rounded, launch_cuda
+from support.weights import format_of
+
+from gecko_mlc.tir_kernels.cpu import attention_inputs, chunk_attention, working_memory
 from gecko_mlc.tir_kernels.cuda import attention_merge, attention_step
-from launch import cached_values, floats, ints
-from launch_cuda import assert_rounded, launch_cuda
-from weights import format_of
 
 EPS = 1e-5
 # Of a cached key, or value: half the distance of two neighbours of its dtype, relative, and a little.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
-from gecko_mlc.tir_kernels.chunk_attention import oracle
+from support.launch import cached_values, floats, ints
+from support.launch_cuda import launch_cuda
+
+from gecko_mlc.tir_kernels.cpu.chunk_attention import oracle
+from gecko_mlc.tir_kernels.cpu.working_memory import read_oracle
 from gecko_mlc.tir_kernels.cuda.attention_values import attention_values
 from gecko_mlc.tir_kernels.cuda.chunk_attention import attention_statistics, attention_weights, padded, parts
-from gecko_mlc.tir_kernels.machine import CUDA
-from gecko_mlc.tir_kernels.working_memory import read_oracle
-from launch import cached_values, floats, ints
-from launch_cuda import launch_cuda
+from gecko_mlc.tir_kernels.hardware import CUDA
 
 # Weights and results are rounded.
 PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}

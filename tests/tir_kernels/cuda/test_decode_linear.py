@@ -5,16 +5,16 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from support.launch import floats
+from support.launch_cuda import assert_rounded, launch_cuda
+from support.weights import format_of, weights_in_memory
+
+from gecko_mlc.formats.group_quantization import Dense
+from gecko_mlc.tir_kernels.cpu.group_norm import layer_norm_oracle, rms_norm_oracle
+from gecko_mlc.tir_kernels.cpu.linear import oracle
 from gecko_mlc.tir_kernels.cuda import decode_linear
 from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row
-from gecko_mlc.tir_kernels.group_norm import layer_norm_oracle, rms_norm_oracle
-from gecko_mlc.tir_kernels.linear import oracle
-from gecko_mlc.tir_kernels.machine import CUDA
-from launch import floats
-from launch_cuda import assert_rounded, launch_cuda
-from weights import format_of, weights_in_memory
-
-from gecko_mlc.group_quantization import Dense
+from gecko_mlc.tir_kernels.hardware import CUDA
 
 EPS = 1e-5
 MACHINE = CUDA((80,))

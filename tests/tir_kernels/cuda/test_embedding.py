@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.launch import ints
+from support.launch_cuda import launch_cuda
+from support.weights import format_of, weights_in_memory
+
+from gecko_mlc.tir_kernels.cpu.embedding import oracle
 from gecko_mlc.tir_kernels.cuda import embedding
-from gecko_mlc.tir_kernels.embedding import oracle
-from launch import ints
-from launch_cuda import launch_cuda
-from weights import format_of, weights_in_memory
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from gecko_mlc.runtime.parameters import NUMPY_DTYPES
+from support.launch import floats, ints
+from support.launch_cuda import launch_cuda
+from support.weights import format_of, weights_in_memory
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import GroupLayout
+from gecko_mlc.formats.weights import NUMPY_DTYPES
+from gecko_mlc.tir_kernels.cpu.linear import oracle
 from gecko_mlc.tir_kernels.cuda import linear
 from gecko_mlc.tir_kernels.cuda.dequantize import CHUNKS, THREADS, dequantize_rows
 from gecko_mlc.tir_kernels.cuda.weight_launches import MANY_ROWS
-from gecko_mlc.tir_kernels.linear import oracle
-from gecko_mlc.tir_kernels.machine import CUDA
-from launch import floats, ints
-from launch_cuda import launch_cuda
-from tvm.script import tirx as T
-from weights import format_of, weights_in_memory
-
-from gecko_mlc.group_quantization import GroupLayout
+from gecko_mlc.tir_kernels.hardware import CUDA
 
 F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 F32 = np.dtype(np.float32)

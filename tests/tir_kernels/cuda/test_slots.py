@@ -7,10 +7,11 @@ import math
 import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
+from support.launch import ints
+from support.launch_cuda import launch_cuda
+
 from gecko_mlc.tir_kernels.cuda import slots
-from gecko_mlc.tir_kernels.rows import Rows
-from launch import ints
-from launch_cuda import launch_cuda
+from gecko_mlc.tir_kernels.phase import Rows
 
 SLOTS = 40
 

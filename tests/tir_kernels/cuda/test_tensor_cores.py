@@ -10,11 +10,12 @@ import functools
 import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
-from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, finish_tiles, multiply_tiles, publish_tiles, swizzled
-from launch import floats
-from launch_cuda import launch_cuda
+from support.launch import floats
+from support.launch_cuda import launch_cuda
 from tvm import tirx
 from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, finish_tiles, multiply_tiles, publish_tiles, swizzled
 
 THREADS = 128
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
+from support.launch import floats, ints
+from support.launch_cuda import launch_cuda
+
+from gecko_mlc.tir_kernels.cpu.value_cache import oracle
 from gecko_mlc.tir_kernels.cuda.value_cache import quantize_values
-from gecko_mlc.tir_kernels.value_cache import oracle
-from launch import floats, ints
-from launch_cuda import launch_cuda
 
 
 @pytest.mark.parametrize(

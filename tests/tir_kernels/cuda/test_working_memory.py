@@ -5,10 +5,11 @@ from __future__ import annotations
 import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
-from gecko_mlc.tir_kernels import working_memory as cpu
+from support.launch import cached_values, floats, ints
+from support.launch_cuda import launch_cuda
+
+from gecko_mlc.tir_kernels.cpu import working_memory as cpu
 from gecko_mlc.tir_kernels.cuda import working_memory
-from launch import cached_values, floats, ints
-from launch_cuda import launch_cuda
 
 DIM, SLOTS = 8, 4
 # Of the memory, relative to its largest element: as far as two neighbours of the caches' dtype are apart.

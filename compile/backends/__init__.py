@@ -1,0 +1,1 @@
+"""What builds a target's libraries, and checks them."""

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: machine code ahead of time, on machines without a GPU too."""

@@ -1,0 +1,98 @@
+"""A model folder's `mlc-chat-config.json` and tokenizer files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gecko_mlc import __version__
+from gecko_mlc.config import PRESETS, GeckoConfig, load_config, preset, validate_config
+from gecko_mlc.formats.chat_config import CHAT_CONFIG, ChatConfig, read_chat_config, write_chat_config
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.files import read_json
+from gecko_mlc.formats.quantization import Quantization
+from gecko_mlc.formats.templates import TEMPLATES
+from gecko_mlc.formats.weights import check_whole
+from gecko_mlc.runtime.text.tokenizer import TOKENIZER, Tokenizer
+
+TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+GENERATION_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "temperature", "top_p", "repetition_penalty")
+
+
+def read_model_config(config_or_folder: Path) -> GeckoConfig:
+    """The config in a `config.json`, or in a folder that holds one beside its tokenizer.
+
+    Raises `GeckoError` when it is missing, and with the numbers when it is invalid.
+    """
+    path = _config_path(config_or_folder)
+    tokenizer = path.parent / TOKENIZER
+    try:
+        return load_config(path, Tokenizer(path.parent).size if tokenizer.is_file() else None)
+    except ValueError as error:
+        raise GeckoError(str(error)) from None
+
+
+def find_config(name: str) -> GeckoConfig:
+    """The config of a preset's name, a `config.json`, a checkpoint's folder or a model folder."""
+    path = Path(name)
+    check_whole(path)
+    if path.is_dir() and (path / CHAT_CONFIG).is_file():
+        try:
+            return validate_config(read_chat_config(path).config, str(path / CHAT_CONFIG))
+        except ValueError as error:
+            raise GeckoError(str(error)) from None
+    if path.exists():
+        return read_model_config(path)
+    if name in PRESETS:
+        return preset(name)
+    raise GeckoError(f"{name}: no such file or folder, and no preset ({', '.join(PRESETS)})")
+
+
+def generate_config(
+    config_or_folder: Path,
+    quantization: Quantization,
+    output: Path,
+    conv_template: str = "LM",
+) -> GeckoConfig:
+    """Write `mlc-chat-config.json` into `output` and copy the tokenizer's files there, if there are any.
+
+    Special tokens' ids and sampling defaults come from `config.json` or `generation_config.json`. Raises
+    `GeckoError` for an invalid config, an unknown template, or a tokenizer with more ids than the vocabulary.
+    """
+    if conv_template not in TEMPLATES:
+        raise GeckoError(f"unknown conversation template {conv_template!r}; expected one of {', '.join(TEMPLATES)}")
+    config = read_model_config(config_or_folder)
+    path = _config_path(config_or_folder)
+    special: dict[str, Any] = {}
+    for file in (path, path.parent / "generation_config.json"):
+        if file.is_file():
+            fields = read_json(file)
+            for key in GENERATION_FIELDS:
+                if fields.get(key) is not None:
+                    special.setdefault(key, fields[key])
+    files = [name for name in TOKENIZER_FILES if (path.parent / name).is_file()]
+    if TOKENIZER in files:
+        Tokenizer(path.parent, config.vocab_size)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        if (path.parent / name).resolve() != (output / name).resolve():
+            shutil.copyfile(path.parent / name, output / name)
+    write_chat_config(
+        output,
+        ChatConfig(
+            version=__version__,
+            quantization=quantization.name,
+            config=config.model_dump(),
+            vocab_size=config.vocab_size,
+            tokenizer_files=files,
+            conv_template=TEMPLATES[conv_template],
+            **special,
+        ),
+    )
+    return config
+
+
+def _config_path(config_or_folder: Path) -> Path:
+    return config_or_folder / "config.json" if config_or_folder.is_dir() else config_or_folder

@@ -1,0 +1,63 @@
+"""Reading JSON that may be hostile, and writing files whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from gecko_mlc.formats.errors import GeckoError
+
+# The largest real file is a tokenizer of some tens of megabytes.
+MAX_JSON_BYTES = 256 * 2**20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises `GeckoError` naming the file when it is missing, too large, not UTF-8, nested too deep, holds a
+    key twice, or is no object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            raise GeckoError(f"{path}: the key {twice[0]!r} is there twice")
+        return result
+
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise GeckoError(f"{path}: {size:,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise GeckoError(f"{path}: no such file") from None
+    except OSError as error:
+        raise GeckoError(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise GeckoError(f"{path}: nested too deep to be read") from None
+    except ValueError as error:
+        raise GeckoError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise GeckoError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, mode) as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

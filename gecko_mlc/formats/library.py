@@ -1,0 +1,198 @@
+"""What a compiled library says of itself: the contract between the compiler and every runtime.
+
+Pure data, no TVM. `ABI_VERSION` changes whenever a function's arguments, the state's meaning or the
+metadata's layout do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.group_quantization import GroupLayout, GroupQuantization
+
+ABI_VERSION = 3
+# What a library's file holds before the metadata's JSON, which ends in a zero byte.
+METADATA_MARKER = b"\x01gecko-mlc metadata\x01"
+
+
+class Input(NamedTuple):
+    """An argument before the state: extents are numbers or the symbols n, b and `outputs`.
+
+    Those a function writes are its results, in buffers of the caller's.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "int32"
+    written: bool = False
+
+
+_SLOT = Input("slots", (1,))
+_SLOTS = Input("slots", ("b",))
+_TOKENS = Input("tokens", ("n",))
+
+# Arguments of every function before the state. b ≤ max_batch_size, n ≤ prefill_chunk_size.
+FUNCTIONS: dict[str, tuple[Input, ...]] = {
+    "prefill": (_TOKENS, _SLOT),
+    "prefill_logits": (_TOKENS, Input("result", ("n", "outputs"), "float32", True), _SLOT),
+    "score": (
+        _TOKENS,
+        Input("targets", ("n",)),
+        Input("log_probabilities", ("n",), "float32", True),
+        Input("entropies", ("n",), "float32", True),
+        _SLOT,
+    ),
+    "decode": (_SLOTS,),
+    "absorb": (_SLOTS,),
+    "end_chunk": (_SLOTS,),
+    "sample": (_SLOTS,),
+    "reset_slot": (_SLOTS,),
+    "copy_slot": (Input("slots", (2,)),),
+}
+# The functions that take the parameters, after the state.
+PARAMETRIC_FUNCTIONS = frozenset({"prefill", "prefill_logits", "score", "decode"})
+# Those of GPUs alone, where the memory's write is spread over tokens.
+GPU_FUNCTIONS = frozenset({"absorb"})
+
+
+def functions_of(kind: str) -> dict[str, tuple[Input, ...]]:
+    """Of `FUNCTIONS`, those of a library for a `TargetSpec.kind`."""
+    return {name: inputs for name, inputs in FUNCTIONS.items() if kind != "cpu" or name not in GPU_FUNCTIONS}
+
+
+class TensorSpec(BaseModel):
+    """Name, shape and dtype of a parameter."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def quantized_specs(name: str, outputs: int, inputs: int, group: GroupQuantization) -> tuple[TensorSpec, TensorSpec]:
+    """`q_weight` and `q_scale` of the matrix `name` [outputs, inputs]."""
+    prefix, groups = name.removesuffix("weight"), group.groups(inputs)
+    return (
+        TensorSpec(name=f"{prefix}q_weight", shape=(outputs, groups * group.words_per_group), dtype="uint32"),
+        TensorSpec(name=f"{prefix}q_scale", shape=(outputs, groups), dtype=group.scale_dtype),
+    )
+
+
+class Parameter(TensorSpec):
+    """A parameter as the functions take it. With a `layout` it is made when it is loaded, of a matrix [outputs, inputs]
+    whose codes and scales are stored."""
+
+    outputs: int = 0
+    inputs: int = 0
+    layout: GroupLayout | None = None
+
+    @property
+    def elements(self) -> int:
+        """The number of values that it stands for."""
+        return math.prod(self.shape) if self.layout is None else self.outputs * self.inputs
+
+    def stored(self) -> tuple[TensorSpec, ...]:
+        """What a model folder holds of it: itself, or `q_weight` and `q_scale`."""
+        if self.layout is None:
+            return (self,)
+        return quantized_specs(self.name, self.outputs, self.inputs, self.layout.quantization)
+
+
+class StateTensor(TensorSpec):
+    """A tensor of the recurrent state. `shape` leaves out the leading axis of slots.
+
+    `initial` is the value of every element in a slot that was reset.
+    """
+
+    initial: Literal["zero", "minus_infinity"] = "zero"
+
+
+class TargetSpec(BaseModel):
+    """The machine a library was compiled for: the CPU of its kernels, or of the host code that launches them.
+
+    `features` are the CPU's that the code uses. For GPUs (`kind` cuda): the compute capabilities, as 80 for
+    8.0, that machine code is for (`architectures`) and that PTX is for (`ptx`), and the CUDA version that the
+    driver has to support (`minimum_cuda`).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["cpu", "cuda"]
+    triple: str
+    mcpu: str
+    features: tuple[str, ...]
+    architectures: tuple[int, ...] = ()
+    ptx: tuple[int, ...] = ()
+    minimum_cuda: tuple[int, int] | None = None
+
+    def has_machine_code(self, capability: int) -> bool:
+        """Whether a GPU of this compute capability runs the library's machine code.
+
+        Code for one runs on later ones of the same major version; but code for 8.7, of Tegra, on no other,
+        nor code for others there.
+        """
+        return any(
+            a // 10 == capability // 10 and a <= capability and (a == 87) == (capability == 87)
+            for a in self.architectures
+        )
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether a GPU of this compute capability runs the library, if need be after its driver compiled the PTX."""
+        return self.has_machine_code(capability) or any(p <= capability for p in self.ptx)
+
+
+class Metadata(BaseModel):
+    """The JSON in a library's file, after `METADATA_MARKER`; its `_metadata` returns the same."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, protected_namespaces=())
+
+    abi_version: int
+    model_type: Literal["gecko"]
+    config: dict[str, Any] = Field(alias="model_config")
+    quantization: str
+    state_dtype: str
+    target: TargetSpec
+    max_batch_size: int
+    prefill_chunk_size: int
+    # Tokens of a chunk after which `absorb` is called, before the last of them is decoded; prefill does it itself.
+    absorb_tile: int | None = None
+    parameters: tuple[Parameter, ...]
+    state: tuple[StateTensor, ...]
+    # Bytes of planned storage of each function.
+    workspace_bytes: dict[str, int]
+    tvm_version: str
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata of the library at `path`.
+
+    Raises `GeckoError` for a file that is missing, is no library, or is one of another ABI.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(METADATA_MARKER)
+            end = content.find(b"\0", start)
+            text = content[start + len(METADATA_MARKER) : end] if 0 <= start < end else b""
+    except FileNotFoundError:
+        raise GeckoError(f"{path}: no such library; `gecko-mlc compile` makes one") from None
+    except ValueError:  # An empty file.
+        text = b""
+    except OSError as error:
+        raise GeckoError(f"{path}: {error.strerror}") from None
+    if not text:
+        raise GeckoError(f"{path}: not a library of gecko-mlc, which hold metadata")
+    try:
+        version = json.loads(text)["abi_version"]
+        if version != ABI_VERSION:
+            raise GeckoError(f"{path}: ABI version {version}, expected {ABI_VERSION}; compile it again")
+        return Metadata.model_validate_json(text)
+    except (ValueError, KeyError, TypeError, ValidationError):
+        raise GeckoError(f"{path}: its metadata cannot be read, the file is damaged; compile it again") from None

@@ -1,0 +1,1 @@
+"""Gecko in programs of others."""

@@ -1,0 +1,1 @@
+"""How fast, how good, and what part of the device that is."""

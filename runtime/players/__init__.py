@@ -1,0 +1,1 @@
+"""What plays a library's functions on a device."""

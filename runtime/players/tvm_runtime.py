@@ -1,0 +1,92 @@
+"""TVM's runtime library alone: it loads in a fraction of the time, and where no compiler is installed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.runtime.devices import host, nvidia
+
+
+def load() -> Any:
+    """The module `tvm`, without its compiler unless something imported that before.
+
+    Kernels run on all usable cores, unless `TVM_NUM_THREADS` says otherwise.
+    """
+    # TVM's own default is half of the processors, on x86, whether they are threads or cores.
+    os.environ.setdefault("TVM_NUM_THREADS", str(host.usable_cores()))
+    if "tvm" in sys.modules:
+        return sys.modules["tvm"]
+    variable = "TVM_USE_RUNTIME_LIB"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    # TVM's bindings import PyTorch if they find it, for seconds, to trade tensors; nothing here does.
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        with _interrupts_later():
+            import tvm
+    finally:
+        if hide_torch:
+            del sys.modules["torch"]
+        # Processes started from here may want the compiler.
+        if before is None:
+            del os.environ[variable]
+    # In this mode TVM leaves out its built-in backends, the virtual machine's among them.
+    extra = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_extra.so"
+    if extra.exists():
+        ctypes.CDLL(str(extra), mode=ctypes.RTLD_GLOBAL)
+    return tvm
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C counts when the block has ended: where extension modules are imported, what it raises is lost, or becomes
+    another error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        # None is a handler that Python did not install.
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+def load_cuda() -> ctypes.CDLL:
+    """Make TVM able to run libraries for NVIDIA GPUs; CUDA's runtime library.
+
+    Raises `GeckoError` naming what is missing.
+    """
+    tvm = load()
+    path = nvidia.find_cudart()
+    if path is None:
+        raise GeckoError(
+            "no CUDA 13 runtime library (libcudart.so.13): install CUDA 13, or pip install nvidia-cuda-runtime"
+        )
+    cudart = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    backend = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    try:
+        ctypes.CDLL(str(backend), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise GeckoError(f"TVM's CUDA backend does not load: {error}") from None
+    return cudart

@@ -1,0 +1,1 @@
+"""The recurrent state on a device: its memory and its slots."""

@@ -1,0 +1,1 @@
+"""Text: tokens, templates, stop strings, files of any length."""

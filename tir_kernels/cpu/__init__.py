@@ -1,0 +1,1 @@
+"""The kernels for CPUs: the schedule is written into the loops."""

@@ -1,0 +1,129 @@
+"""Complex exponential moving average (specification 2.3).
+
+The scan runs in order over a sequence's tokens and in parallel over tiles of channels, with the states of a tile
+in registers: on a CPU it is the form with the least work. A step of one token goes through memory instead.
+"""
+
+import functools
+import math
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.phase import Rows
+
+
+def oracle(u: np.ndarray, coefficients: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens u [L, D], coefficients [5, N, D] (Re q, Im q, p, Re g, Im g), state [2, N, D] (Re h, Im h)
+    → u + ema [L, D], state."""
+    q_re, q_im, p, g_re, g_im = coefficients
+    q, g, h = q_re + 1j * q_im, g_re + 1j * g_im, state[0] + 1j * state[1]
+    y = np.empty_like(u)
+    for t, row in enumerate(u):
+        h = q * h + p * row
+        y[t] = row + (g * h).real.sum(0)
+    return y, np.stack([h.real, h.imag])
+
+
+@functools.cache
+def complex_ema(rows: Rows, dim: int, components: int, slots: int, machine: Machine) -> tirx.PrimFunc:
+    """Kernel (u [n, D], coefficients [5, N, D], slots, state [S, 2, N, D]) → y [n, D].
+
+    All fp32; the state of the named slots is updated in place.
+    """
+    width = machine.width(dim)
+    # Vectors of a step's tile: long runs of memory, sums that still fit in registers.
+    vectors = math.gcd(dim // width, machine.registers // 4) if rows is Rows.DECODE else 1
+    channels = vectors * width
+
+    @T.inline
+    def scan(u, coefficients, n, slot, d, state, y):
+        """The n tokens of channels d … d + width, whose states stay in registers."""
+        re = T.alloc_buffer((components, width))
+        im = T.alloc_buffer((components, width))
+        total = T.alloc_buffer((width,))
+        entering = T.alloc_buffer((2, width))
+        for j in T.serial(components):
+            for lane in T.vectorized(width):
+                re[j, lane] = state[slot, 0, j, d + lane]
+                im[j, lane] = state[slot, 1, j, d + lane]
+        for t in T.serial(n):
+            for lane in T.vectorized(width):
+                total[lane] = u[t, d + lane]
+            for j in T.serial(components):
+                for lane in T.vectorized(width):
+                    entering[0, lane] = (
+                        coefficients[0, j, d + lane] * re[j, lane]
+                        - coefficients[1, j, d + lane] * im[j, lane]
+                        + coefficients[2, j, d + lane] * u[t, d + lane]
+                    )
+                    entering[1, lane] = (
+                        coefficients[0, j, d + lane] * im[j, lane] + coefficients[1, j, d + lane] * re[j, lane]
+                    )
+                    re[j, lane] = entering[0, lane]
+                    im[j, lane] = entering[1, lane]
+                    total[lane] = total[lane] + (
+                        coefficients[3, j, d + lane] * re[j, lane] - coefficients[4, j, d + lane] * im[j, lane]
+                    )
+            for lane in T.vectorized(width):
+                y[t, d + lane] = total[lane]
+        for j in T.serial(components):
+            for lane in T.vectorized(width):
+                state[slot, 0, j, d + lane] = re[j, lane]
+                state[slot, 1, j, d + lane] = im[j, lane]
+
+    @T.inline
+    def step(u, coefficients, i, slot, d, state, y):
+        """Token i of channels d … d + vectors · width, component after component as they lie in memory."""
+        total = T.alloc_buffer((vectors, width))
+        entering = T.alloc_buffer((2, width))
+        for v in T.unroll(vectors):
+            for lane in T.vectorized(width):
+                total[v, lane] = u[i, d + v * width + lane]
+        for j in T.serial(components):
+            for v in T.unroll(vectors):
+                for lane in T.vectorized(width):
+                    entering[0, lane] = (
+                        coefficients[0, j, d + v * width + lane] * state[slot, 0, j, d + v * width + lane]
+                        - coefficients[1, j, d + v * width + lane] * state[slot, 1, j, d + v * width + lane]
+                        + coefficients[2, j, d + v * width + lane] * u[i, d + v * width + lane]
+                    )
+                    entering[1, lane] = (
+                        coefficients[0, j, d + v * width + lane] * state[slot, 1, j, d + v * width + lane]
+                        + coefficients[1, j, d + v * width + lane] * state[slot, 0, j, d + v * width + lane]
+                    )
+                    state[slot, 0, j, d + v * width + lane] = entering[0, lane]
+                    state[slot, 1, j, d + v * width + lane] = entering[1, lane]
+                    total[v, lane] = total[v, lane] + (
+                        coefficients[3, j, d + v * width + lane] * entering[0, lane]
+                        - coefficients[4, j, d + v * width + lane] * entering[1, lane]
+                    )
+        for v in T.unroll(vectors):
+            for lane in T.vectorized(width):
+                y[i, d + v * width + lane] = total[v, lane]
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        u_handle: T.handle,
+        coefficients: T.Buffer((5, components, dim), "float32"),
+        slots_handle: T.handle,
+        state: T.Buffer((slots, 2, components, dim), "float32"),
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        u = T.match_buffer(u_handle, (n, dim), "float32")
+        slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
+        y = T.match_buffer(y_handle, (n, dim), "float32")
+        for tile in T.parallel(rows.sequences(n) * (dim // channels)):
+            s: T.let = tile // (dim // channels)
+            d: T.let = tile % (dim // channels) * channels
+            slot: T.let = slot_ids[s]
+            if rows is Rows.DECODE:
+                step(u, coefficients, s, slot, d, state, y)
+            else:
+                scan(u, coefficients, n, slot, d, state, y)
+
+    return kernel

@@ -1,0 +1,87 @@
+"""Rows of the embedding (specification 2.1), and the choice of the row that goes to the head."""
+
+import functools
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.formats.group_quantization import WeightFormat
+from gecko_mlc.tir_kernels.expressions import f32
+from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.weights import weight_loader
+
+
+def oracle(tokens: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:
+    """tokens [n], weight [V, D] → scale · rows [n, D]."""
+    return weight[tokens].astype(np.float32) * np.float32(scale)
+
+
+@functools.cache
+def take(vocab_size: int, dim: int, scale: float, weights: WeightFormat) -> tirx.PrimFunc:
+    """Kernel (tokens [n] int32, weight [V, D] in the format `weights`) → x [n, D] fp32. Tokens lie in [0, V)."""
+
+    load = weight_loader(weights, dim)
+    shape, dtype = weights.shape(vocab_size, dim), weights.dtype
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(tokens_handle: T.handle, weight: T.Buffer(shape, dtype), x_handle: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        tokens = T.match_buffer(tokens_handle, (n,), "int32")
+        x = T.match_buffer(x_handle, (n, dim), "float32")
+        for i in T.serial(n):
+            for d in T.serial(dim):
+                x[i, d] = load(weight, tokens[i], d) * f32(scale)
+
+    return kernel
+
+
+@functools.cache
+def current_tokens(slots: int) -> tirx.PrimFunc:
+    """Kernel (token [S] int32, slots [b]) → tokens [b]: what `decode` continues with."""
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(token: T.Buffer((slots,), "int32"), slots_handle: T.handle, tokens_handle: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        tokens = T.match_buffer(tokens_handle, (b,), "int32")
+        for i in T.serial(b):
+            tokens[i] = token[slot_ids[i]]
+
+    return kernel
+
+
+@functools.cache
+def last_row(dim: int) -> tirx.PrimFunc:
+    """Kernel (x [n, D]) → the last row [1, D], fp32."""
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(x_handle: T.handle, y: T.Buffer((1, dim), "float32")):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, dim), "float32")
+        for d in T.serial(dim):
+            y[0, d] = x[n - 1, d]
+
+    return kernel
+
+
+@functools.cache
+def store_logits(outputs: int, slots: int, machine: Machine) -> tirx.PrimFunc:
+    """Kernel (rows [b, O], slots [b], logits [S, O]): logits of the named slots, in place, fp32."""
+    width = machine.width(outputs)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(rows_handle: T.handle, slots_handle: T.handle, logits: T.Buffer((slots, outputs), "float32")):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        rows = T.match_buffer(rows_handle, (b, outputs), "float32")
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        for i in T.serial(b):
+            for o in T.serial(outputs // width):
+                for lane in T.vectorized(width):
+                    logits[slot_ids[i], o * width + lane] = rows[i, o * width + lane]
+
+    return kernel

@@ -1,0 +1,300 @@
+"""Sampling on the device: penalties, temperature, top-k, top-p, min-p, and a counter-based generator.
+
+Thresholds are found bit by bit on the ordered bit patterns of the numbers, so nothing is sorted, and
+candidates tied at a threshold are all kept. A seed and a count of tokens decide the draw on every target.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
+from gecko_mlc.tir_kernels.expressions import MASKED, exp, f32
+from gecko_mlc.tir_kernels.hardware import Machine
+
+Expr = Any
+
+# Columns of the `sampling` state.
+PARAMETERS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+# How many tokens a slot remembers for a host that reads them late.
+RECENT_TOKENS = 64
+
+_PARITY = 0x1BD11BDA
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+class Settings(NamedTuple):
+    """One row of the `sampling` state; 0 turns temperature (greedy), top_k and min_p off."""
+
+    temperature: float = 1.0
+    top_k: float = 0.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+def threefry(seed: tuple[int, int], counter: int) -> int:
+    """First word of Threefry-2x32-20 of (counter, 0) under the key `seed`."""
+    word = 2**32 - 1
+    keys = (seed[0] & word, seed[1] & word, (seed[0] ^ seed[1] ^ _PARITY) & word)
+    x0, x1 = (counter + keys[0]) & word, keys[1]
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0 = (x0 + x1) & word
+            x1 = (x1 << rotation | x1 >> (32 - rotation)) & word ^ x0
+        x0 = (x0 + keys[(group + 1) % 3]) & word
+        x1 = (x1 + keys[(group + 2) % 3] + group + 1) & word
+    return x0
+
+
+@T.inline
+def _rotate_and_mix(x, rotation):
+    x[0] = x[0] + x[1]
+    x[1] = (x[1] << T.uint32(rotation)) | (x[1] >> T.uint32(32 - rotation))
+    x[1] = x[1] ^ x[0]
+
+
+@T.inline
+def _threefry_group(x, keys, group):
+    _rotate_and_mix(x, _ROTATIONS[group % 2][0])
+    _rotate_and_mix(x, _ROTATIONS[group % 2][1])
+    _rotate_and_mix(x, _ROTATIONS[group % 2][2])
+    _rotate_and_mix(x, _ROTATIONS[group % 2][3])
+    x[0] = x[0] + keys[(group + 1) % 3]
+    x[1] = x[1] + keys[(group + 2) % 3] + T.uint32(group + 1)
+
+
+@T.inline
+def random_word(x, keys, random, slot):
+    """x[0] = threefry(random[slot, 0:2], random[slot, 2]), with buffers x [2] and keys [3]."""
+    keys[0] = T.reinterpret("uint32", random[slot, 0])
+    keys[1] = T.reinterpret("uint32", random[slot, 1])
+    keys[2] = keys[0] ^ keys[1] ^ T.uint32(_PARITY)
+    x[0] = T.reinterpret("uint32", random[slot, 2]) + keys[0]
+    x[1] = keys[1]
+    _threefry_group(x, keys, 0)
+    _threefry_group(x, keys, 1)
+    _threefry_group(x, keys, 2)
+    _threefry_group(x, keys, 3)
+    _threefry_group(x, keys, 4)
+
+
+def oracle(logits: np.ndarray, settings: Settings, counts: np.ndarray, seed: tuple[int, int], counter: int) -> int:
+    """The token drawn from fp32 logits [O], with counts [O] of the tokens drawn before."""
+    scores = logits.astype(np.float32).copy()
+    seen = counts > 0
+    scaled = np.where(scores > 0, scores / settings.repetition_penalty, scores * settings.repetition_penalty)
+    scores = np.where(seen, scaled - settings.presence_penalty, scores)
+    scores = (scores - settings.frequency_penalty * counts).astype(np.float32)
+    if settings.temperature <= 0:
+        return int(scores.argmax())
+    scores = (scores / np.float32(settings.temperature)).astype(np.float32)
+    weights = np.exp(scores - scores.max())
+    if settings.top_k > 0:
+        kept = np.sort(scores)[-min(int(settings.top_k), len(scores))]
+        weights[scores < kept] = 0
+    if settings.top_p < 1:
+        order = np.sort(weights)[::-1]
+        reached = np.searchsorted(np.cumsum(order), settings.top_p * weights.sum())
+        weights[weights < order[min(reached, len(order) - 1)]] = 0
+    weights[weights < settings.min_p] = 0
+    draw = (threefry(seed, counter) >> 8) / 2**24 * weights.sum()
+    return int(np.searchsorted(np.cumsum(weights), draw, side="right"))
+
+
+@functools.cache
+def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.PrimFunc:
+    """Kernel (slots [b], logits [S, O], sampling [S, 7], random [S, 3] (seed, counter), counts [S, O],
+    token [S], recent [S, 64]) → scores, weights [b, O] (scratch).
+
+    Draws one of the first `candidates` outputs for each named slot, and updates random, counts, token and
+    recent in place. A temperature of 0 takes the first largest score.
+    """
+    width = machine.width(candidates)
+
+    def ordered(bits: Expr) -> Expr:
+        """uint32 bits of a float, made monotone."""
+        return T.Select(bits >= T.uint32(0x80000000), bits ^ T.uint32(0xFFFFFFFF), bits | T.uint32(0x80000000))
+
+    @T.inline
+    def sum_where(total, width, count, term):
+        """total[0] = Σ term(o)"""
+        lanes = T.alloc_buffer((1, width))
+        clear(lanes, 1, width)
+        for o in T.serial(count // width):
+            for lane in T.vectorized(width):
+                lanes[0, lane] = lanes[0, lane] + term(o * width + lane)
+        sum_lanes(total, lanes, 1, width)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        slots_handle: T.handle,
+        logits: T.Buffer((slots, outputs), "float32"),
+        sampling: T.Buffer((slots, len(PARAMETERS)), "float32"),
+        random: T.Buffer((slots, 3), "int32"),
+        counts: T.Buffer((slots, outputs), "int32"),
+        token: T.Buffer((slots,), "int32"),
+        recent: T.Buffer((slots, RECENT_TOKENS), "int32"),
+        scores_handle: T.handle,
+        weights_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        b = T.int32()
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
+        scores = T.match_buffer(scores_handle, (b, outputs), "float32")
+        weights = T.match_buffer(weights_handle, (b, outputs), "float32")
+        for i in T.serial(b):
+            maximum = T.alloc_buffer((1,))
+            total = T.alloc_buffer((1,))
+            reached = T.alloc_buffer((1,))
+            threshold = T.alloc_buffer((1,), "uint32")
+            chosen = T.alloc_buffer((1,), "int32")
+            trial = T.alloc_buffer((1,), "uint32")
+            words = T.alloc_buffer((2,), "uint32")
+            keys = T.alloc_buffer((3,), "uint32")
+            slot: T.let = slot_ids[i]
+            # 1. Penalties and temperature; the largest score.
+            for o in T.serial(candidates):
+                scores[i, o] = logits[slot, o]
+                if counts[slot, o] > 0:
+                    if scores[i, o] > T.float32(0):
+                        scores[i, o] = scores[i, o] / sampling[slot, 4]
+                    else:
+                        scores[i, o] = scores[i, o] * sampling[slot, 4]
+                    scores[i, o] = (
+                        scores[i, o] - sampling[slot, 5] - sampling[slot, 6] * T.Cast("float32", counts[slot, o])
+                    )
+                if sampling[slot, 0] > T.float32(0):
+                    scores[i, o] = scores[i, o] / sampling[slot, 0]
+            maximum[0] = T.float32(MASKED)
+            chosen[0] = 0
+            for o in T.serial(candidates):
+                if scores[i, o] > maximum[0]:
+                    maximum[0] = scores[i, o]
+                    chosen[0] = o
+            if sampling[slot, 0] > T.float32(0):
+                for o in T.serial(candidates // width):
+                    for lane in T.vectorized(width):
+                        weights[i, o * width + lane] = exp(scores[i, o * width + lane] - maximum[0])
+                # 2. top-k: the largest threshold that k scores reach.
+                if sampling[slot, 1] > T.float32(0):
+                    threshold[0] = T.uint32(0)
+                    for bit in T.serial(32):
+                        trial[0] = threshold[0] | (T.uint32(1) << T.Cast("uint32", 31 - bit))
+                        sum_where(
+                            reached,
+                            width,
+                            candidates,
+                            lambda o: T.Select(
+                                ordered(T.reinterpret("uint32", scores[i, o])) >= trial[0],
+                                f32(1.0),
+                                f32(0.0),
+                            ),
+                        )
+                        if reached[0] >= sampling[slot, 1]:
+                            threshold[0] = trial[0]
+                    for o in T.serial(candidates):
+                        if ordered(T.reinterpret("uint32", scores[i, o])) < threshold[0]:
+                            weights[i, o] = T.float32(0)
+                # 3. top-p: the largest threshold whose candidates hold the mass.
+                if sampling[slot, 2] < T.float32(1):
+                    sum_where(total, width, candidates, lambda o: weights[i, o])
+                    threshold[0] = T.uint32(0)
+                    for bit in T.serial(32):
+                        trial[0] = threshold[0] | (T.uint32(1) << T.Cast("uint32", 31 - bit))
+                        sum_where(
+                            reached,
+                            width,
+                            candidates,
+                            lambda o: T.Select(
+                                T.reinterpret("uint32", weights[i, o]) >= trial[0],
+                                weights[i, o],
+                                f32(0.0),
+                            ),
+                        )
+                        if reached[0] >= sampling[slot, 2] * total[0]:
+                            threshold[0] = trial[0]
+                    for o in T.serial(candidates):
+                        if T.reinterpret("uint32", weights[i, o]) < threshold[0]:
+                            weights[i, o] = T.float32(0)
+                # 4. min-p, relative to the largest weight, which is 1.
+                for o in T.serial(candidates):
+                    if weights[i, o] < sampling[slot, 3]:
+                        weights[i, o] = T.float32(0)
+                # 5. The draw.
+                random_word(words, keys, random, slot)
+                sum_where(total, width, candidates, lambda o: weights[i, o])
+                total[0] = total[0] * T.Cast("float32", T.Cast("int32", words[0] >> T.uint32(8))) * T.float32(2.0**-24)
+                for o in T.serial(candidates):
+                    if total[0] >= T.float32(0) and weights[i, o] > T.float32(0):
+                        chosen[0] = o
+                        total[0] = total[0] - weights[i, o]
+            token[slot] = chosen[0]
+            counts[slot, chosen[0]] = counts[slot, chosen[0]] + 1
+            recent[slot, random[slot, 2] % RECENT_TOKENS] = chosen[0]
+            random[slot, 2] = random[slot, 2] + 1
+
+    return kernel
+
+
+def score_oracle(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """logits [n, O], targets [n] → log-probabilities [n] of the targets, entropies [n] in nats."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_p[np.arange(len(targets)), targets], -(np.exp(log_p) * log_p).sum(-1)
+
+
+@functools.cache
+def score(outputs: int, machine: Machine) -> tirx.PrimFunc:
+    """Kernel (logits [n, O], targets [n] int32) → log-probabilities [n], entropies [n], all fp32."""
+    width = machine.width(outputs)
+
+    @T.prim_func(s_tir=True, private=True)
+    def kernel(
+        logits_handle: T.handle,
+        targets_handle: T.handle,
+        log_probabilities_handle: T.handle,
+        entropies_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+        n = T.int32()
+        logits = T.match_buffer(logits_handle, (n, outputs), "float32")
+        targets = T.match_buffer(targets_handle, (n,), "int32")
+        log_probabilities = T.match_buffer(log_probabilities_handle, (n,), "float32")
+        entropies = T.match_buffer(entropies_handle, (n,), "float32")
+        for i in T.parallel(n):
+            maximum = T.alloc_buffer((1,))
+            total = T.alloc_buffer((1,))
+            mean = T.alloc_buffer((1,))
+            totals = T.alloc_buffer((1, width))
+            means = T.alloc_buffer((1, width))
+            maximum[0] = T.float32(MASKED)
+            for o in T.serial(outputs):
+                maximum[0] = T.max(maximum[0], logits[i, o])
+            clear(totals, 1, width)
+            clear(means, 1, width)
+            for o in T.serial(outputs // width):
+                for lane in T.vectorized(width):
+                    totals[0, lane] = totals[0, lane] + exp(logits[i, o * width + lane] - maximum[0])
+                    means[0, lane] = means[0, lane] + exp(logits[i, o * width + lane] - maximum[0]) * (
+                        logits[i, o * width + lane] - maximum[0]
+                    )
+            sum_lanes(total, totals, 1, width)
+            sum_lanes(mean, means, 1, width)
+            log_probabilities[i] = logits[i, targets[i]] - maximum[0] - T.log(total[0])
+            entropies[i] = T.log(total[0]) - mean[0] / total[0]
+
+    return kernel
