@@ -9,7 +9,7 @@ from tvm.target import codegen
 
 from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
 from gecko_mlc.formats.library import TargetSpec
-from gecko_mlc.tir_kernels.hardware import CUDA, ByteDot, Machine
+from gecko_mlc.tir_kernels.hardware import CPU, CUDA, ByteDot
 
 DEVICES = ("auto", "cpu", "cuda")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -42,7 +42,7 @@ class CompileTarget(NamedTuple):
 
     tvm_target: tvm.target.Target
     spec: TargetSpec
-    machine: Machine | CUDA
+    machine: CPU | CUDA
 
 
 def compile_target(
@@ -136,14 +136,14 @@ def _cpu_target(host: str | None, mcpu: str | None, portable: bool) -> tuple[dic
     return description, TargetSpec(kind="cpu", triple=triple, mcpu=cpu, features=features), available
 
 
-def _machine(triple: str, features: set[str]) -> Machine:
+def _machine(triple: str, features: set[str]) -> CPU:
     if triple.startswith("aarch64"):
-        return Machine(4, 32, ByteDot.NEON if "dotprod" in features else ByteDot.PLAIN)
+        return CPU(4, 32, ByteDot.NEON if "dotprod" in features else ByteDot.PLAIN)
     if "avx512f" in features:
-        return Machine(16, 32, ByteDot.VNNI if "avx512vnni" in features else _pairs(features, "avx512bw"))
+        return CPU(16, 32, ByteDot.VNNI if "avx512vnni" in features else _pairs(features, "avx512bw"))
     if "avx" in features:
-        return Machine(8, 16, ByteDot.VNNI if "avxvnni" in features else _pairs(features, "avx2"))
-    return Machine(4, 16)
+        return CPU(8, 16, ByteDot.VNNI if "avxvnni" in features else _pairs(features, "avx2"))
+    return CPU(4, 16)
 
 
 def _pairs(features: set[str], needed: str) -> ByteDot:

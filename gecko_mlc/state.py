@@ -11,10 +11,10 @@ from gecko_mlc.config import GeckoConfig
 from gecko_mlc.formats.library import StateTensor
 from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS
-from gecko_mlc.tir_kernels.hardware import CUDA, Machine
+from gecko_mlc.tir_kernels.hardware import CPU, CUDA
 
 
-def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Machine | CUDA) -> Iterator[StateTensor]:
+def state_tensors(config: GeckoConfig, quantization: Quantization, machine: CPU | CUDA) -> Iterator[StateTensor]:
     """The tensors of one slot.
 
     `position` is (chunk index, offset in the chunk); `random` is (seed low, seed high, tokens drawn);

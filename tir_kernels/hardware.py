@@ -16,7 +16,7 @@ class ByteDot(enum.Enum):
     PLAIN = "plain"
 
 
-class Machine(NamedTuple):
+class CPU(NamedTuple):
     """The vector unit of a CPU: fp32 `lanes` of a register, how many `registers` there are, and `byte_dot`."""
 
     lanes: int = 16

@@ -22,15 +22,15 @@ from gecko_mlc.tir_kernels.cpu import (
     timestep_norm,
     working_memory,
 )
-from gecko_mlc.tir_kernels.hardware import Machine
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.phase import Phase
 
 
 class CPULaunches:
     """The parts of a function, each a method that launches its kernels."""
 
     def __init__(self, build: Build) -> None:
-        assert isinstance(build.machine, Machine)
+        assert isinstance(build.machine, CPU)
         self.build, self.machine = build, build.machine
 
     def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
@@ -52,7 +52,7 @@ class CPULaunches:
         """The logits of each sequence's last row, into the state."""
         c = self.build.config
         x = self._timestep_norm(call, "final_", norm, x)
-        if call.rows is Rows.PREFILL:
+        if call.phase is Phase.PREFILL:
             x = launch(embedding.last_row(c.model_dim), "last_row", [x], fresh(1, c.model_dim))
         kernel = embedding.store_logits(c.num_outputs, self.build.slots, self.machine)
         call.state.update(
@@ -78,7 +78,7 @@ class CPULaunches:
 
     def advance(self, call: Call, tokens: Tensor) -> None:
         """The position moves on by the tokens [n]."""
-        kernel = slots.advance(call.rows, self.build.slots)
+        kernel = slots.advance(call.phase, self.build.slots)
         call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
 
     def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
@@ -143,7 +143,7 @@ class CPULaunches:
         u = self._timestep_norm(call, prefix, mega.timenorm, x)
         v = self._linear(mega.wv, u, self._pack(u), activation="silu")
         (ema,) = call.state.update(
-            complex_ema.complex_ema(call.rows, c.model_dim, c.cema_ndim, total, self.machine),
+            complex_ema.complex_ema(call.phase, c.model_dim, c.cema_ndim, total, self.machine),
             "complex_ema",
             [u, mega.cema.coefficients, call.slots, f"{prefix}ema"],
             [f"{prefix}ema"],
@@ -160,7 +160,7 @@ class CPULaunches:
         keys, memory_keys, memory = (f"{prefix}{name}" for name in ("keys", "memory_keys", "memory"))
         queries, weights = call.state.update(
             attention_inputs.attention_inputs(
-                call.rows,
+                call.phase,
                 c.z_dim,
                 c.value_dim,
                 c.num_heads,
@@ -191,7 +191,7 @@ class CPULaunches:
         )
         sca = self._attend(call, queries, [call.state[name] for name in (keys, *values)])
         merged = launch(
-            working_memory.read(call.rows, c.z_dim, c.value_dim, c.num_heads, total, self.machine),
+            working_memory.read(call.phase, c.z_dim, c.value_dim, c.num_heads, total, self.machine),
             "working_memory_read",
             [weights, sca, r, call.slots, call.state["position"], call.state[memory]],
             fresh(call.n, c.value_dim),
@@ -213,7 +213,7 @@ class CPULaunches:
         )
         arguments = [queries, call.slots, call.state["position"], *window]
         out = fresh(call.n, c.value_dim)
-        if call.rows is Rows.PREFILL:
+        if call.phase is Phase.PREFILL:
             return launch(chunk_attention.prefill(*shapes), "attention", arguments, out)
         tiles = chunk_attention.decode_tiles(c.chunk_size)
         partial = op.tensor_ir_op(
@@ -251,7 +251,7 @@ class CPULaunches:
         """y [n, D] of x [n, D] (2.2); the moments are the state `<prefix>norm_mean`, `<prefix>norm_var`."""
         c = self.build.config
         kernel = timestep_norm.timestep_norm(
-            call.rows,
+            call.phase,
             c.model_dim,
             c.timenorm_num_groups,
             self.build.slots,

@@ -34,7 +34,7 @@ from gecko_mlc.tir_kernels.cuda import (
 )
 from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, row_elements
 from gecko_mlc.tir_kernels.hardware import CUDA
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.phase import Phase
 
 
 class CUDALaunches:
@@ -61,13 +61,13 @@ class CUDALaunches:
 
     def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
         """The output [n, D] of a block."""
-        mega, ffn = (self._mega_step, self._ffn_step) if call.rows is Rows.DECODE else (self._mega, self._ffn)
+        mega, ffn = (self._mega_step, self._ffn_step) if call.phase is Phase.DECODE else (self._mega, self._ffn)
         return ffn(block.nffn, mega(call, block.prefix, block.mega, rope, x), x)
 
     def store_logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix) -> None:
         """The logits of each sequence's last row, into the state."""
         c = self.build.config
-        decoding = call.rows is Rows.DECODE
+        decoding = call.phase is Phase.DECODE
         factory = timestep_norm.timestep_norm_step if decoding else timestep_norm.last_timestep_norm
         averages = ["final_norm_mean", "final_norm_var"]
         (y,) = call.state.update(
@@ -109,7 +109,7 @@ class CUDALaunches:
 
     def advance(self, call: Call, tokens: Tensor) -> None:
         """The position moves on by the tokens [n]."""
-        kernel = slots.advance(call.rows, self.build.slots)
+        kernel = slots.advance(call.phase, self.build.slots)
         call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
 
     def absorb(self, slot_ids: Tensor, state: State, prefix: str) -> None:

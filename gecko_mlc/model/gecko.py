@@ -14,7 +14,7 @@ from gecko_mlc.model.quantize import Matrix, matrix
 from gecko_mlc.model.trace import Build, Call, State
 from gecko_mlc.state import state_tensors
 from gecko_mlc.tir_kernels.hardware import CUDA
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.phase import Phase
 
 
 class Gecko(nn.Module):
@@ -32,13 +32,13 @@ class Gecko(nn.Module):
 
     def prefill(self, tokens: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """Tokens of one slot that stay within a chunk; logits of the last one into the state."""
-        call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
+        call = Call(Phase.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
         self.launches.store_logits(call, self.output.final_norm, self._trunk(call, tokens), self._head())
         return self._advanced(call, tokens)
 
     def prefill_logits(self, tokens: Tensor, result: Tensor, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """The same, with the logits [n, O] of all tokens as the result."""
-        call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
+        call = Call(Phase.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
         logits = self.launches.logits(
             call, self.output.final_norm, self._trunk(call, tokens), self._head(), into=result
         )
@@ -54,14 +54,14 @@ class Gecko(nn.Module):
         *state: Tensor,
     ) -> list[Tensor]:
         """The same, with log-probabilities [n] of the targets and entropies [n] as results."""
-        call = Call(Rows.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
+        call = Call(Phase.PREFILL, tokens.shape[0], slot_ids, State(self.specs, state))
         logits = self.launches.logits(call, self.output.final_norm, self._trunk(call, tokens), self._head())
         results = self.launches.score(logits, targets, log_probabilities, entropies)
         return [*results, *self._advanced(call, tokens)]
 
     def decode(self, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """The state's token of each slot; logits into the state."""
-        call = Call(Rows.DECODE, slot_ids.shape[0], slot_ids, State(self.specs, state))
+        call = Call(Phase.DECODE, slot_ids.shape[0], slot_ids, State(self.specs, state))
         self.launches.store_logits(call, self.output.final_norm, self._trunk(call, None), self._head())
         return self._advanced(call, slot_ids)
 

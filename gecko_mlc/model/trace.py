@@ -13,8 +13,8 @@ from gecko_mlc.formats.group_quantization import Dense, GroupLayout, WeightForma
 from gecko_mlc.formats.library import StateTensor
 from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.tir_kernels.cuda.working_memory import TILE
-from gecko_mlc.tir_kernels.hardware import CUDA, Machine
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU, CUDA
+from gecko_mlc.tir_kernels.phase import Phase
 
 
 class Build(NamedTuple):
@@ -22,7 +22,7 @@ class Build(NamedTuple):
 
     config: GeckoConfig
     quantization: Quantization
-    machine: Machine | CUDA
+    machine: CPU | CUDA
     slots: int
 
     @property
@@ -90,7 +90,7 @@ class State:
 class Call(NamedTuple):
     """One function being traced: n rows, what they are, the slots they belong to, and the state."""
 
-    rows: Rows
+    phase: Phase
     n: Any
     slots: Tensor
     state: State

@@ -16,11 +16,11 @@ from gecko_mlc.formats.library import FUNCTIONS, functions_of
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.model import Build
 from gecko_mlc.tir_kernels.cpu import complex_ema, slots
-from gecko_mlc.tir_kernels.hardware import CUDA, Machine
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU, CUDA
+from gecko_mlc.tir_kernels.phase import Phase
 
 # Kernels are made once for the same machine and slots.
-CPU, GPU, SLOTS = Machine(), CUDA((80, 90)), 3
+CPU, GPU, SLOTS = CPU(), CUDA((80, 90)), 3
 
 
 @pytest.fixture(
@@ -95,7 +95,7 @@ class Faulty(nn.Module):
         return [slot_ids]
 
     def undeclared_write(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> list[nn.Tensor]:
-        kernel = complex_ema.complex_ema(Rows.PREFILL, 8, 3, 2, Machine())
+        kernel = complex_ema.complex_ema(Phase.PREFILL, 8, 3, 2, CPU())
         op.tensor_ir_op(kernel, "ema", [u, q, slot_ids, state], nn.Tensor.placeholder(u.shape, "float32"))
         return [state]
 
@@ -108,7 +108,7 @@ class Faulty(nn.Module):
         return [y, state]
 
     def _step(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> tuple[nn.Tensor, nn.Tensor]:
-        kernel = complex_ema.complex_ema(Rows.PREFILL, 8, 3, 2, Machine())
+        kernel = complex_ema.complex_ema(Phase.PREFILL, 8, 3, 2, CPU())
         out = [state, nn.Tensor.placeholder(u.shape, "float32")]
         state, y = op.tensor_ir_inplace_op(kernel, "ema", [u, q, slot_ids, state], [3, -1], out)
         return y, state
@@ -148,7 +148,7 @@ def test_written_arguments_sees_through_views() -> None:
     assert written_arguments(slots.next_chunk(3)) == {1}
 
 
-def workspace(function: str, scheme: str, machine: Machine | CUDA, **changes: int) -> int:
+def workspace(function: str, scheme: str, machine: CPU | CUDA, **changes: int) -> int:
     from gecko_mlc.compile.library import workspace_bytes
 
     build = Build(small_config(**changes), quantization(scheme), machine, SLOTS)
@@ -156,7 +156,7 @@ def workspace(function: str, scheme: str, machine: Machine | CUDA, **changes: in
 
 
 @pytest.mark.parametrize(("function", "scheme", "machine"), [("decode", "q0f32", CPU), ("prefill", "q4f16_1", GPU)])
-def test_workspace_does_not_grow_with_layers(function: str, scheme: str, machine: Machine | CUDA) -> None:
+def test_workspace_does_not_grow_with_layers(function: str, scheme: str, machine: CPU | CUDA) -> None:
     sizes = [workspace(function, scheme, machine, num_layers=layers) for layers in (2, 4)]
     assert sizes[0] == sizes[1] > 0
 

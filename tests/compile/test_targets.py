@@ -15,23 +15,23 @@ from gecko_mlc.compile.target import compile_target
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.runtime.library import Library
-from gecko_mlc.tir_kernels.hardware import ByteDot, Machine
+from gecko_mlc.tir_kernels.hardware import CPU, ByteDot
 
 
 @pytest.mark.parametrize(
     ("host", "mcpu", "machine", "features"),
     [
-        ("x86_64-linux-gnu", None, Machine(8, 16, ByteDot.PAIRS), {"avx2", "fma", "f16c"}),
-        ("x86_64-linux-gnu", "alderlake", Machine(8, 16, ByteDot.VNNI), {"avx2", "avxvnni"}),
-        ("x86_64-linux-gnu", "skylake-avx512", Machine(16, 32, ByteDot.PAIRS), {"avx512f", "avx512vl"}),
-        ("x86_64-linux-gnu", "znver4", Machine(16, 32, ByteDot.VNNI), {"avx512vnni"}),
-        ("x86_64-linux-gnu", "sandybridge", Machine(8, 16), {"avx"}),
-        ("x86_64-linux-gnu", "x86-64", Machine(4, 16), set()),
-        ("aarch64-linux-gnu", "cortex-a76", Machine(4, 32, ByteDot.NEON), {"neon", "dotprod"}),
-        ("aarch64-linux-gnu", "cortex-a72", Machine(4, 32), {"neon"}),
+        ("x86_64-linux-gnu", None, CPU(8, 16, ByteDot.PAIRS), {"avx2", "fma", "f16c"}),
+        ("x86_64-linux-gnu", "alderlake", CPU(8, 16, ByteDot.VNNI), {"avx2", "avxvnni"}),
+        ("x86_64-linux-gnu", "skylake-avx512", CPU(16, 32, ByteDot.PAIRS), {"avx512f", "avx512vl"}),
+        ("x86_64-linux-gnu", "znver4", CPU(16, 32, ByteDot.VNNI), {"avx512vnni"}),
+        ("x86_64-linux-gnu", "sandybridge", CPU(8, 16), {"avx"}),
+        ("x86_64-linux-gnu", "x86-64", CPU(4, 16), set()),
+        ("aarch64-linux-gnu", "cortex-a76", CPU(4, 32, ByteDot.NEON), {"neon", "dotprod"}),
+        ("aarch64-linux-gnu", "cortex-a72", CPU(4, 32), {"neon"}),
     ],
 )
-def test_features_follow_the_cpu(host: str, mcpu: str | None, machine: Machine, features: set[str]) -> None:
+def test_features_follow_the_cpu(host: str, mcpu: str | None, machine: CPU, features: set[str]) -> None:
     target = compile_target("cpu", host, mcpu)
     assert target.machine == machine
     assert features <= set(target.spec.features)

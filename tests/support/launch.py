@@ -12,13 +12,13 @@ import tvm
 from tvm.target import codegen
 
 from gecko_mlc.tir_kernels.cpu import value_cache
-from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.hardware import CPU
 
 NATIVE = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
 # The schedules of AVX-512, AVX2 and NEON; the code generator makes any of them run here.
 machines = pytest.mark.parametrize(
     "machine",
-    [Machine(16, 32), Machine(8, 16), Machine(4, 32)],
+    [CPU(16, 32), CPU(8, 16), CPU(4, 32)],
     ids=["avx512", "avx2", "neon"],
 )
 

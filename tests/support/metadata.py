@@ -8,14 +8,14 @@ from gecko_mlc.formats.library import ABI_VERSION, Metadata, Parameter, TargetSp
 from gecko_mlc.formats.quantization import Quantization, quantization
 from gecko_mlc.model import Build
 from gecko_mlc.state import state_tensors
-from gecko_mlc.tir_kernels.hardware import CUDA, Machine
+from gecko_mlc.tir_kernels.hardware import CPU, CUDA
 
 CHUNK = 2048
 
 
 def metadata(name: str = "gecko-7b", kind: str = "cuda", scheme: Quantization = quantization("q0bf16")) -> Metadata:
     """What a library of a preset would say of itself."""
-    config, machine = preset(name), CUDA((90,)) if kind == "cuda" else Machine()
+    config, machine = preset(name), CUDA((90,)) if kind == "cuda" else CPU()
     matrices = Build(config, scheme, machine, 1).weight_format
     parameters = [
         Parameter(name=p.name, shape=matrices.shape(*p.shape), dtype=matrices.dtype)

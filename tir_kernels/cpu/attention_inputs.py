@@ -13,8 +13,8 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.value_cache import row_writer, without_scales
 from gecko_mlc.tir_kernels.expressions import exp
-from gecko_mlc.tir_kernels.hardware import Machine
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.phase import Phase
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, rope_heads: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def oracle(
 
 @functools.cache
 def attention_inputs(
-    rows: Rows,
+    phase: Phase,
     z_dim: int,
     value_dim: int,
     heads: int,
@@ -65,7 +65,7 @@ def attention_inputs(
     eps: float,
     key_dtype: str,
     value_dtype: str,
-    machine: Machine,
+    machine: CPU,
 ) -> tirx.PrimFunc:
     """Kernel (z [n, Z], v [n, E], gamma [4, Z], beta [4, Z], cos, sin [2C, dz/2], slots, position,
     keys, values, value_scales [S, 2, C, H] of int8 values, memory_keys) → queries [n, 2, Z], read weights [n, Z].
@@ -102,15 +102,15 @@ def attention_inputs(
         n = T.int32()
         z = T.match_buffer(z_handle, (n, z_dim), "float32")
         v = T.match_buffer(v_handle, (n, value_dim), "float32")
-        slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
+        slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
         queries = T.match_buffer(queries_handle, (n, 2, z_dim), "float32")
         weights = T.match_buffer(weights_handle, (n, z_dim), "float32")
         for i in T.parallel(n):
             rms = T.alloc_buffer((1,))
             pair = T.alloc_buffer((2,))
-            slot: T.let = slot_ids[rows.sequence(i)]
+            slot: T.let = slot_ids[phase.sequence(i)]
             parity: T.let = position[slot, 0] % 2
-            offset: T.let = position[slot, 1] + rows.token(i)
+            offset: T.let = position[slot, 1] + phase.token(i)
             write_values(v, i, values, value_scales, slot, parity, offset)
             for h in T.serial(heads):
                 rms[0] = T.float32(0)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.hardware import ByteDot, Machine
+from gecko_mlc.tir_kernels.hardware import CPU, ByteDot
 
 Expr = Any
 
@@ -22,7 +22,7 @@ class Dot(NamedTuple):
     accumulate: Callable[[Expr, Expr, Expr], Expr]
 
 
-def byte_dot(machine: Machine, largest_code: int) -> Dot:
+def byte_dot(machine: CPU, largest_code: int) -> Dot:
     """The dot product of bytes of `machine`, for codes up to `largest_code`."""
     lanes = machine.lanes
     small = largest_code <= 127

@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.cpu.value_cache import without_scales
 from gecko_mlc.tir_kernels.expressions import MASKED, exp, loader
-from gecko_mlc.tir_kernels.hardware import Machine, divide
+from gecko_mlc.tir_kernels.hardware import CPU, divide
 
 Expr = Any
 
@@ -53,7 +53,7 @@ def prefill(
     chunk_size: int,
     key_dtype: str,
     value_dtype: str,
-    machine: Machine,
+    machine: CPU,
 ) -> tirx.PrimFunc:
     """Kernel (queries [n, 2, Z], slots [1], position, keys, values, value_scales [S, 2, C, H] of int8 values)
     → y [n, E].
@@ -209,7 +209,7 @@ def decode(
     chunk_size: int,
     key_dtype: str,
     value_dtype: str,
-    machine: Machine,
+    machine: CPU,
 ) -> tirx.PrimFunc:
     """Kernel (queries [b, 2, Z], slots [b], position, keys, values, value_scales [S, 2, C, H] of int8 values)
     → sums [b, H, tiles, dv], statistics [b, H, tiles, 2].
@@ -316,7 +316,7 @@ def decode(
 
 
 @functools.cache
-def combine(value_dim: int, heads: int, chunk_size: int, machine: Machine) -> tirx.PrimFunc:
+def combine(value_dim: int, heads: int, chunk_size: int, machine: CPU) -> tirx.PrimFunc:
     """Kernel (sums [b, H, tiles, dv], statistics [b, H, tiles, 2]) → y [b, E], all fp32."""
     value_size, tiles = value_dim // heads, decode_tiles(chunk_size)
     width = machine.width(value_size)

@@ -11,8 +11,8 @@ import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.hardware import Machine
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.phase import Phase
 
 
 def oracle(u: np.ndarray, coefficients: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -28,14 +28,14 @@ def oracle(u: np.ndarray, coefficients: np.ndarray, state: np.ndarray) -> tuple[
 
 
 @functools.cache
-def complex_ema(rows: Rows, dim: int, components: int, slots: int, machine: Machine) -> tirx.PrimFunc:
+def complex_ema(phase: Phase, dim: int, components: int, slots: int, machine: CPU) -> tirx.PrimFunc:
     """Kernel (u [n, D], coefficients [5, N, D], slots, state [S, 2, N, D]) → y [n, D].
 
     All fp32; the state of the named slots is updated in place.
     """
     width = machine.width(dim)
     # Vectors of a step's tile: long runs of memory, sums that still fit in registers.
-    vectors = math.gcd(dim // width, machine.registers // 4) if rows is Rows.DECODE else 1
+    vectors = math.gcd(dim // width, machine.registers // 4) if phase is Phase.DECODE else 1
     channels = vectors * width
 
     @T.inline
@@ -115,13 +115,13 @@ def complex_ema(rows: Rows, dim: int, components: int, slots: int, machine: Mach
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         u = T.match_buffer(u_handle, (n, dim), "float32")
-        slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
+        slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
         y = T.match_buffer(y_handle, (n, dim), "float32")
-        for tile in T.parallel(rows.sequences(n) * (dim // channels)):
+        for tile in T.parallel(phase.sequences(n) * (dim // channels)):
             s: T.let = tile // (dim // channels)
             d: T.let = tile % (dim // channels) * channels
             slot: T.let = slot_ids[s]
-            if rows is Rows.DECODE:
+            if phase is Phase.DECODE:
                 step(u, coefficients, s, slot, d, state, y)
             else:
                 scan(u, coefficients, n, slot, d, state, y)

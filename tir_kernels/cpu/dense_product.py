@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.expressions import loader
-from gecko_mlc.tir_kernels.hardware import Machine, divide
+from gecko_mlc.tir_kernels.hardware import CPU, divide
 
 Expr = Any
 
@@ -24,13 +24,13 @@ FEW_ROWS = 8
 DOT_ROWS = 4
 
 
-def packed_shape(n: Expr, features: int, weights: Dense, machine: Machine) -> tuple[Expr, ...]:
+def packed_shape(n: Expr, features: int, weights: Dense, machine: CPU) -> tuple[Expr, ...]:
     """The shape of what `pack_rows` makes."""
     return divide(n, machine.tile_rows), features, machine.tile_rows
 
 
 @functools.cache
-def pack_rows(features: int, weights: Dense, machine: Machine) -> tirx.PrimFunc:
+def pack_rows(features: int, weights: Dense, machine: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, K]) → packed [⌈n/tile⌉, K, tile]: rows of a register tile side by side, ragged ones 0.
 
     Writes nothing for at most `FEW_ROWS` rows, which products read from x itself.
@@ -60,7 +60,7 @@ def pack_rows(features: int, weights: Dense, machine: Machine) -> tirx.PrimFunc:
     return kernel
 
 
-def product(in_features: int, out_features: int, weights: Dense, machine: Machine) -> Any:
+def product(in_features: int, out_features: int, weights: Dense, machine: CPU) -> Any:
     """An inline function (x, packed, weight, n, depth, finish, y) that writes finish(x Wᵀ, row, output) to y [n, out].
 
     `packed` is what `pack_rows` makes of x; `depth` is x's width as the kernel's arguments tell it.

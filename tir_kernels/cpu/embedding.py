@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.expressions import f32
-from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.weights import weight_loader
 
 
@@ -69,7 +69,7 @@ def last_row(dim: int) -> tirx.PrimFunc:
 
 
 @functools.cache
-def store_logits(outputs: int, slots: int, machine: Machine) -> tirx.PrimFunc:
+def store_logits(outputs: int, slots: int, machine: CPU) -> tirx.PrimFunc:
     """Kernel (rows [b, O], slots [b], logits [S, O]): logits of the named slots, in place, fp32."""
     width = machine.width(outputs)
 

@@ -7,7 +7,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
-from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.hardware import CPU
 
 
 def rms_norm_oracle(x: np.ndarray, weight: np.ndarray, groups: int, eps: float) -> np.ndarray:
@@ -25,18 +25,18 @@ def layer_norm_oracle(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, group
 
 
 @functools.cache
-def rms_norm(dim: int, groups: int, eps: float, affine: bool, machine: Machine) -> tirx.PrimFunc:
+def rms_norm(dim: int, groups: int, eps: float, affine: bool, machine: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D] if affine) → y [n, D], all fp32."""
     return _group_norm(dim, groups, eps, affine, False, machine)
 
 
 @functools.cache
-def layer_norm(dim: int, groups: int, eps: float, affine: bool, machine: Machine) -> tirx.PrimFunc:
+def layer_norm(dim: int, groups: int, eps: float, affine: bool, machine: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D], bias [D] if affine) → y [n, D], all fp32."""
     return _group_norm(dim, groups, eps, affine, True, machine)
 
 
-def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, machine: Machine) -> tirx.PrimFunc:
+def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, machine: CPU) -> tirx.PrimFunc:
     size = dim // groups
     width = machine.width(size)
 

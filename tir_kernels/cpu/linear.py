@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 from gecko_mlc.formats.group_quantization import Dense, WeightFormat
 from gecko_mlc.tir_kernels.cpu import dense_product, quantized_product
 from gecko_mlc.tir_kernels.expressions import silu
-from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.hardware import CPU
 
 Expr = Any
 
@@ -41,7 +41,7 @@ def oracle(
     return y
 
 
-def packed_shape(n: Expr, features: int, weights: WeightFormat, machine: Machine) -> tuple[Expr, ...]:
+def packed_shape(n: Expr, features: int, weights: WeightFormat, machine: CPU) -> tuple[Expr, ...]:
     """The shape of what `pack_rows` makes of n rows."""
     return _products(weights).packed_shape(n, features, weights, machine)
 
@@ -51,7 +51,7 @@ def packed_dtype(weights: WeightFormat) -> str:
     return _products(weights).PACKED_DTYPE
 
 
-def pack_rows(features: int, weights: WeightFormat, machine: Machine) -> tirx.PrimFunc:
+def pack_rows(features: int, weights: WeightFormat, machine: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, K]) → packed: x as products with weights of this format read it, made once for all of them."""
     return _products(weights).pack_rows(features, weights, machine)
 
@@ -65,7 +65,7 @@ def linear(
     in_features: int,
     out_features: int,
     weights: WeightFormat,
-    machine: Machine,
+    machine: CPU,
     epilogue: str = "plain",
     activation: str | None = None,
 ) -> tirx.PrimFunc:

@@ -16,7 +16,7 @@ from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.tir_kernels.cpu.byte_dot import byte_dot
 from gecko_mlc.tir_kernels.cpu.reduction import clear, max_lanes, sum_lanes
 from gecko_mlc.tir_kernels.expressions import f32
-from gecko_mlc.tir_kernels.hardware import Machine, divide
+from gecko_mlc.tir_kernels.hardware import CPU, divide
 
 Expr = Any
 
@@ -35,14 +35,14 @@ def rounded(x: np.ndarray, group_size: int) -> np.ndarray:
     return (codes * (peak * np.float32(1 / 127))).reshape(len(x), -1)[:, : x.shape[1]]
 
 
-def packed_shape(n: Expr, features: int, weights: GroupLayout, machine: Machine) -> tuple[Expr, ...]:
+def packed_shape(n: Expr, features: int, weights: GroupLayout, machine: CPU) -> tuple[Expr, ...]:
     """The shape of what `pack_rows` makes: of each group its bytes, an int32 and a fp32 number."""
     group = weights.quantization
     return n, group.groups(features), group.group_size + 8
 
 
 @functools.cache
-def pack_rows(features: int, weights: GroupLayout, machine: Machine) -> tirx.PrimFunc:
+def pack_rows(features: int, weights: GroupLayout, machine: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, K]) → packed [n, groups, group + 8]: the inputs of each group as bytes, in the order in which a
     word's codes are taken out; what sums start from; the scale."""
     group = weights.quantization
@@ -103,7 +103,7 @@ def pack_rows(features: int, weights: GroupLayout, machine: Machine) -> tirx.Pri
     return kernel
 
 
-def product(in_features: int, out_features: int, weights: GroupLayout, machine: Machine) -> Any:
+def product(in_features: int, out_features: int, weights: GroupLayout, machine: CPU) -> Any:
     """An inline function (x, packed, weight, n, depth, finish, y) that writes finish(x Wᵀ, row, output) to y [n, out].
 
     `packed` is what `pack_rows` makes of x; `depth` is x's width as the kernel's arguments tell it.

@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.expressions import MASKED, exp, f32
-from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.hardware import CPU
 
 Expr = Any
 
@@ -116,7 +116,7 @@ def oracle(logits: np.ndarray, settings: Settings, counts: np.ndarray, seed: tup
 
 
 @functools.cache
-def sample(outputs: int, candidates: int, slots: int, machine: Machine) -> tirx.PrimFunc:
+def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.PrimFunc:
     """Kernel (slots [b], logits [S, O], sampling [S, 7], random [S, 3] (seed, counter), counts [S, O],
     token [S], recent [S, 64]) → scores, weights [b, O] (scratch).
 
@@ -258,7 +258,7 @@ def score_oracle(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, n
 
 
 @functools.cache
-def score(outputs: int, machine: Machine) -> tirx.PrimFunc:
+def score(outputs: int, machine: CPU) -> tirx.PrimFunc:
     """Kernel (logits [n, O], targets [n] int32) → log-probabilities [n], entropies [n], all fp32."""
     width = machine.width(outputs)
 

@@ -7,13 +7,13 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.phase import Phase
 
 Expr = Any
 
 
 @functools.cache
-def advance(rows: Rows, slots: int) -> tirx.PrimFunc:
+def advance(phase: Phase, slots: int) -> tirx.PrimFunc:
     """Kernel (tokens [n], slots, position [S, 2]): the offset in the chunk grows by the slot's tokens.
 
     Right after a chunk's last token the offset is C, until `end_chunk`.
@@ -24,9 +24,9 @@ def advance(rows: Rows, slots: int) -> tirx.PrimFunc:
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         _tokens = T.match_buffer(tokens_handle, (n,), "int32")
-        slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
-        for s in T.serial(rows.sequences(n)):
-            position[slot_ids[s], 1] = position[slot_ids[s], 1] + rows.length(n)
+        slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
+        for s in T.serial(phase.sequences(n)):
+            position[slot_ids[s], 1] = position[slot_ids[s], 1] + phase.length(n)
 
     return kernel
 

@@ -12,8 +12,8 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.expressions import average_weight
-from gecko_mlc.tir_kernels.hardware import Machine
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.phase import Phase
 
 
 def oracle(
@@ -39,14 +39,14 @@ def oracle(
 
 @functools.cache
 def timestep_norm(
-    rows: Rows,
+    phase: Phase,
     dim: int,
     groups: int,
     slots: int,
     chunk_size: int,
     betas: tuple[float, float],
     eps: float,
-    machine: Machine,
+    machine: CPU,
 ) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D], bias [D], slots, position, mean [S, G], var [S, G]) → y [n, D].
 
@@ -71,7 +71,7 @@ def timestep_norm(
         n = T.int32()
         x = T.match_buffer(x_handle, (n, dim), "float32")
         y = T.match_buffer(y_handle, (n, dim), "float32")
-        slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
+        slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
         # 1. The moments of every token and group, kept in the first two features of the group in y.
         for i in T.parallel(n):
             for g in T.serial(groups):
@@ -94,8 +94,8 @@ def timestep_norm(
                 y[i, g * size] = mu[0]
                 y[i, g * size + 1] = total[0] / T.float32(size)
         # 2. Their decayed averages, token after token.
-        for s in T.serial(rows.sequences(n)):
-            for t in T.serial(rows.length(n)):
+        for s in T.serial(phase.sequences(n)):
+            for t in T.serial(phase.length(n)):
                 weights = T.alloc_buffer((2,))
                 count = T.Cast("float32", position[slot_ids[s], 0]) * T.float32(chunk_size) + T.Cast(
                     "float32", position[slot_ids[s], 1] + t + 1
@@ -104,13 +104,13 @@ def timestep_norm(
                 weights[1] = average_weight(count, beta2)
                 for g in T.serial(groups):
                     mean[slot_ids[s], g] = mean[slot_ids[s], g] + weights[0] * (
-                        y[rows.row(s, t), g * size] - mean[slot_ids[s], g]
+                        y[phase.row(s, t), g * size] - mean[slot_ids[s], g]
                     )
                     var[slot_ids[s], g] = var[slot_ids[s], g] + weights[1] * (
-                        y[rows.row(s, t), g * size + 1] - var[slot_ids[s], g]
+                        y[phase.row(s, t), g * size + 1] - var[slot_ids[s], g]
                     )
-                    y[rows.row(s, t), g * size] = mean[slot_ids[s], g]
-                    y[rows.row(s, t), g * size + 1] = var[slot_ids[s], g]
+                    y[phase.row(s, t), g * size] = mean[slot_ids[s], g]
+                    y[phase.row(s, t), g * size + 1] = var[slot_ids[s], g]
         # 3. The norm itself.
         for i in T.parallel(n):
             for g in T.serial(groups):

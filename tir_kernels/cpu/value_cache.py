@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear
 from gecko_mlc.tir_kernels.expressions import f32, loader
-from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.kernel import without_parameter
 
 Expr = Any
@@ -69,7 +69,7 @@ def without_scales(kernel: tirx.PrimFunc, dtype: str) -> tirx.PrimFunc:
     return kernel if dtype == "int8" else without_parameter(kernel, "value_scales")
 
 
-def row_writer(value_dim: int, heads: int, dtype: str, machine: Machine):  # type: ignore[no-untyped-def]
+def row_writer(value_dim: int, heads: int, dtype: str, machine: CPU):  # type: ignore[no-untyped-def]
     """An inline (v, i, values, value_scales, slot, parity, offset): row i of v [n, E] fp32 into the cache
     [S, 2, C, E] of `dtype`, and its scales into [S, 2, C, H]."""
     size = value_dim // heads

@@ -11,8 +11,8 @@ from tvm.script import tirx as T
 from gecko_mlc.tir_kernels.cpu.reduction import clear
 from gecko_mlc.tir_kernels.cpu.value_cache import value_loader, without_scales
 from gecko_mlc.tir_kernels.expressions import exp, loader
-from gecko_mlc.tir_kernels.hardware import Machine, divide
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU, divide
+from gecko_mlc.tir_kernels.phase import Phase
 
 Expr = Any
 
@@ -40,7 +40,7 @@ def write_oracle(
 
 
 @functools.cache
-def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine: Machine) -> tirx.PrimFunc:
+def read(phase: Phase, z_dim: int, value_dim: int, heads: int, slots: int, machine: CPU) -> tirx.PrimFunc:
     """Kernel (weights [n, Z], sca [n, E], gate [n, E], slots, position, memory [S, H, dz, dv])
     → y [n, E] = sca ⊙ gate + weights · memory (the merge of 2.8), all fp32.
 
@@ -49,7 +49,7 @@ def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine
     size, value_size = z_dim // heads, value_dim // heads
     width = machine.width(value_size)
     # One row takes long runs of memory, several share what is loaded.
-    tile, most = (1, machine.registers // 4) if rows is Rows.DECODE else (machine.registers // 4, 2)
+    tile, most = (1, machine.registers // 4) if phase is Phase.DECODE else (machine.registers // 4, 2)
     vectors = math.gcd(value_size // width, most)
     columns = width * vectors
 
@@ -68,14 +68,14 @@ def read(rows: Rows, z_dim: int, value_dim: int, heads: int, slots: int, machine
         weights = T.match_buffer(weights_handle, (n, z_dim), "float32")
         sca = T.match_buffer(sca_handle, (n, value_dim), "float32")
         gate = T.match_buffer(gate_handle, (n, value_dim), "float32")
-        slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
+        slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
         y = T.match_buffer(y_handle, (n, value_dim), "float32")
         for task in T.parallel(divide(n, tile) * heads * (value_size // columns)):
             sums = T.alloc_buffer((tile, columns))
             first: T.let = task // (heads * (value_size // columns)) * tile
             h: T.let = task // (value_size // columns) % heads
             column: T.let = task % (value_size // columns) * columns
-            slot: T.let = slot_ids[rows.sequence(first)]
+            slot: T.let = slot_ids[phase.sequence(first)]
             clear(sums, tile, columns)
             for a in T.serial(T.Select(position[slot, 0] >= 2, size, 0)):
                 for i in T.unroll(tile):
@@ -176,7 +176,7 @@ def write(
     slots: int,
     chunk_size: int,
     value_dtype: str,
-    machine: Machine,
+    machine: CPU,
 ) -> tirx.PrimFunc:
     """Kernel (kappa, shares [b, H, C, dz], rho [b, H, dz], slots [b], position, values [S, 2, C, E],
     value_scales [S, 2, C, H] of int8 values, memory [S, H, dz, dv]): the delta rule, `memory` updated in place.

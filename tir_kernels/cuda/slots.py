@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.intrinsics import launch_dependents, wait_for_predecessor
 from gecko_mlc.tir_kernels.hardware import divide
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.phase import Phase
 
 THREADS = 256
 # Slots of a block of the kernels on positions.
@@ -21,7 +21,7 @@ VECTORS = 4
 
 
 @functools.cache
-def advance(rows: Rows, slots: int) -> tirx.PrimFunc:
+def advance(phase: Phase, slots: int) -> tirx.PrimFunc:
     """Kernel (tokens [n], slots, position [S, 2]): the offset in the chunk grows by the slot's tokens.
 
     Right after a chunk's last token the offset is C, until `end_chunk`.
@@ -32,14 +32,14 @@ def advance(rows: Rows, slots: int) -> tirx.PrimFunc:
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         _tokens = T.match_buffer(tokens_handle, (n,), "int32")
-        slot_ids = T.match_buffer(slots_handle, (rows.sequences(n),), "int32")
-        block = T.launch_thread("blockIdx.x", divide(rows.sequences(n), SEQUENCES))
+        slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
+        block = T.launch_thread("blockIdx.x", divide(phase.sequences(n), SEQUENCES))
         tx = T.launch_thread("threadIdx.x", SEQUENCES)
         s: T.let = block * SEQUENCES + tx
         launch_dependents()
         wait_for_predecessor()
-        if s < rows.sequences(n):
-            position[slot_ids[s], 1] = position[slot_ids[s], 1] + rows.length(n)
+        if s < phase.sequences(n):
+            position[slot_ids[s], 1] = position[slot_ids[s], 1] + phase.length(n)
 
     return kernel
 

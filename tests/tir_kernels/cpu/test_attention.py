@@ -7,8 +7,8 @@ import pytest
 from support.launch import cached_values, floats, ints, launch, machines
 
 from gecko_mlc.tir_kernels.cpu import attention_inputs, chunk_attention, value_cache, working_memory
-from gecko_mlc.tir_kernels.hardware import Machine
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.phase import Phase
 
 # Dtypes are those of keys and of values.
 SHAPES = pytest.mark.parametrize(
@@ -25,7 +25,7 @@ SHAPES = pytest.mark.parametrize(
 
 @machines
 @pytest.mark.parametrize(("value_dim", "heads"), [(64, 2), (21, 3), (96, 1)])
-def test_values_of_eight_bits(machine: Machine, value_dim: int, heads: int) -> None:
+def test_values_of_eight_bits(machine: CPU, value_dim: int, heads: int) -> None:
     """Codes and scales are the oracle's to the bit: of halves between two codes, of heads of zeros, and of extremes."""
     rng, n, size = np.random.default_rng(0), 6, value_dim // heads
     v = floats(rng, n, value_dim)
@@ -33,7 +33,7 @@ def test_values_of_eight_bits(machine: Machine, value_dim: int, heads: int) -> N
     v[2, :size] = 0
     v[3:] *= np.array([[1e30], [1e-38], [1e-45]], np.float32)
     kernel = attention_inputs.attention_inputs(
-        Rows.PREFILL, 4 * heads, value_dim, heads, 0, 2, 9, 1e-5, "float32", "int8", machine
+        Phase.PREFILL, 4 * heads, value_dim, heads, 0, 2, 9, 1e-5, "float32", "int8", machine
     )
     keys, cos = np.zeros((2, 2, 9, 4 * heads), np.float32), np.zeros((18, 2), np.float32)
     slot, position = ints(1), ints(0, 0, 3, 2).reshape(2, 2)
@@ -51,25 +51,25 @@ def test_values_of_eight_bits(machine: Machine, value_dim: int, heads: int) -> N
     assert (error <= 0.5001 * expected[1] + 1e-30).all()
 
 
-@pytest.mark.parametrize(("rows", "slots"), [(Rows.PREFILL, (1,)), (Rows.DECODE, (2, 0))])
+@pytest.mark.parametrize(("phase", "slots"), [(Phase.PREFILL, (1,)), (Phase.DECODE, (2, 0))])
 @pytest.mark.parametrize("rope_heads", [0, 1, 2])
-def test_attention_inputs(rows: Rows, slots: tuple[int, ...], rope_heads: int) -> None:
+def test_attention_inputs(phase: Phase, slots: tuple[int, ...], rope_heads: int) -> None:
     rng, z_dim, e, heads, chunk_size = np.random.default_rng(0), 12, 10, 2, 7
-    n = 4 if rows is Rows.PREFILL else 2
+    n = 4 if phase is Phase.PREFILL else 2
     z, v, gamma, beta = floats(rng, n, z_dim), floats(rng, n, e), *floats(rng, 2, 4, z_dim)
     cos, sin = floats(rng, 2, 2 * chunk_size, z_dim // heads // 2)
     position = ints(4, 6, 5, 2, 3, 1).reshape(3, 2)
     keys, values, memory_keys = (np.zeros((3, 2, chunk_size, f), np.float32) for f in (z_dim, e, z_dim))
     kernel = attention_inputs.attention_inputs(
-        rows, z_dim, e, heads, rope_heads, 3, chunk_size, 1e-5, "float32", "float32", Machine()
+        phase, z_dim, e, heads, rope_heads, 3, chunk_size, 1e-5, "float32", "float32", CPU()
     )
     out = launch(
         kernel, z, v, gamma, beta, cos, sin, ints(*slots), position, keys, values, memory_keys,
         np.zeros((n, 2, z_dim), np.float32), np.zeros((n, z_dim), np.float32),
     )  # fmt: skip
     for i in range(n):
-        slot = slots[rows.sequence(i)]
-        offset, parity = position[slot, 1] + rows.token(i), position[slot, 0] % 2
+        slot = slots[phase.sequence(i)]
+        offset, parity = position[slot, 1] + phase.token(i), position[slot, 0] % 2
         queries, weights, k, ak = attention_inputs.oracle(z[i], gamma, beta, cos, sin, offset, heads, rope_heads, 1e-5)
         np.testing.assert_allclose(out[-2][i], queries, atol=2e-6)
         np.testing.assert_allclose(out[-1][i], weights, atol=1e-6)
@@ -83,7 +83,7 @@ def test_attention_inputs(rows: Rows, slots: tuple[int, ...], rope_heads: int) -
 @machines
 @SHAPES
 def test_attention_of_a_prefill_piece(
-    machine: Machine, z: int, e: int, heads: int, chunk_size: int, dtypes: tuple[str, str]
+    machine: CPU, z: int, e: int, heads: int, chunk_size: int, dtypes: tuple[str, str]
 ) -> None:
     rng = np.random.default_rng(1)
     keys = floats(rng, 3, 2, chunk_size, z).astype(dtypes[0])
@@ -101,7 +101,7 @@ def test_attention_of_a_prefill_piece(
 @machines
 @SHAPES
 def test_attention_of_a_step(
-    machine: Machine, z: int, e: int, heads: int, chunk_size: int, dtypes: tuple[str, str]
+    machine: CPU, z: int, e: int, heads: int, chunk_size: int, dtypes: tuple[str, str]
 ) -> None:
     """Partial sums of absent positions are never read: they are NaN here."""
     rng = np.random.default_rng(2)
@@ -124,33 +124,33 @@ def test_attention_of_a_step(
 
 @machines
 @SHAPES
-@pytest.mark.parametrize(("rows", "slots"), [(Rows.PREFILL, (1,)), (Rows.DECODE, (2, 0))])
+@pytest.mark.parametrize(("phase", "slots"), [(Phase.PREFILL, (1,)), (Phase.DECODE, (2, 0))])
 def test_memory_read(
-    machine: Machine,
+    machine: CPU,
     z: int,
     e: int,
     heads: int,
     chunk_size: int,
     dtypes: tuple[str, str],
-    rows: Rows,
+    phase: Phase,
     slots: tuple[int, ...],
 ) -> None:
     """The second chunk, slot 0's, does not read."""
-    rng, n = np.random.default_rng(3), 13 if rows is Rows.PREFILL else 2
+    rng, n = np.random.default_rng(3), 13 if phase is Phase.PREFILL else 2
     position = ints(1, 3, 2, 0, 5, 1).reshape(3, 2)
     memory, weights = floats(rng, 3, heads, z // heads, e // heads), floats(rng, n, z)
     sca, gate = floats(rng, 2, n, e)
-    kernel = working_memory.read(rows, z, e, heads, 3, machine)
+    kernel = working_memory.read(phase, z, e, heads, 3, machine)
     y = launch(kernel, weights, sca, gate, ints(*slots), position, memory, np.zeros_like(sca))[-1]
     memory[0] = 0
     for i in range(n):
-        read = working_memory.read_oracle(weights[i : i + 1], memory[slots[rows.sequence(i)]])
+        read = working_memory.read_oracle(weights[i : i + 1], memory[slots[phase.sequence(i)]])
         np.testing.assert_allclose(y[i], sca[i] * gate[i] + read[0], atol=1e-5)
 
 
 @machines
 @SHAPES
-def test_memory_write(machine: Machine, z: int, e: int, heads: int, chunk_size: int, dtypes: tuple[str, str]) -> None:
+def test_memory_write(machine: CPU, z: int, e: int, heads: int, chunk_size: int, dtypes: tuple[str, str]) -> None:
     """A first write, a later one, and none at the end of chunk 0."""
     rng, b, size = np.random.default_rng(4), 3, z // heads
     keys = floats(rng, 3, 2, chunk_size, z).astype(dtypes[0])

@@ -11,7 +11,7 @@ from support.launch import floats, launch, machines
 
 from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.tir_kernels.cpu import dense_product, linear
-from gecko_mlc.tir_kernels.hardware import Machine, divide
+from gecko_mlc.tir_kernels.hardware import CPU, divide
 
 EPILOGUES: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -23,7 +23,7 @@ EPILOGUES: dict[str, tuple[str, ...]] = {
 }
 
 
-def check(n: int, k: int, out: int, dtype: Any, machine: Machine, epilogue: str, activation: str | None) -> None:
+def check(n: int, k: int, out: int, dtype: Any, machine: CPU, epilogue: str, activation: str | None) -> None:
     rng, weights = np.random.default_rng(n), Dense(np.dtype(dtype).name)
     x, weight = floats(rng, n, k), (floats(rng, out, k) / np.sqrt(k)).astype(dtype)
     operands = [floats(rng, out) if kind == "vector" else floats(rng, n, out) for kind in EPILOGUES[epilogue]]
@@ -38,14 +38,14 @@ def check(n: int, k: int, out: int, dtype: Any, machine: Machine, epilogue: str,
 @machines
 @pytest.mark.parametrize("n", [1, 5, dense_product.FEW_ROWS, dense_product.FEW_ROWS + 1, 25])
 @pytest.mark.parametrize(("k", "out"), [(30, 33), (48, 64), (7, 3)])
-def test_sizes(machine: Machine, n: int, k: int, out: int) -> None:
+def test_sizes(machine: CPU, n: int, k: int, out: int) -> None:
     check(n, k, out, np.float32, machine, "bias", "silu")
 
 
 @machines
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("n", [1, 13])
-def test_sixteen_bit_weights(machine: Machine, dtype: Any, n: int) -> None:
+def test_sixteen_bit_weights(machine: CPU, dtype: Any, n: int) -> None:
     check(n, 32, 35, dtype, machine, "plain", None)
 
 
@@ -53,4 +53,4 @@ def test_sixteen_bit_weights(machine: Machine, dtype: Any, n: int) -> None:
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("n", [3, 14])
 def test_epilogues(epilogue: str, activation: str | None, n: int) -> None:
-    check(n, 24, 37, np.float32, Machine(), epilogue, activation)
+    check(n, 24, 37, np.float32, CPU(), epilogue, activation)

@@ -13,12 +13,12 @@ from gecko_mlc.formats.quantization import QUANTIZATIONS
 from gecko_mlc.runtime.devices.host import cpu_features
 from gecko_mlc.tir_kernels.cpu import linear
 from gecko_mlc.tir_kernels.cpu.quantized_product import rounded
-from gecko_mlc.tir_kernels.hardware import ByteDot, Machine
+from gecko_mlc.tir_kernels.hardware import CPU, ByteDot
 
 schemes = pytest.mark.parametrize("scheme", ["q3f16_1", "q4f16_1", "q4f32_1", "q8f16_1"])
 
 
-def on(machine: Machine, *features: str) -> object:
+def on(machine: CPU, *features: str) -> object:
     """A machine whose instructions this CPU has to have."""
     missing = set(features) - (cpu_features() or set(features))
     name = f"{machine.byte_dot.value}-{machine.lanes}"
@@ -28,23 +28,23 @@ def on(machine: Machine, *features: str) -> object:
 machines = pytest.mark.parametrize(
     "machine",
     [
-        on(Machine(16, 32, ByteDot.VNNI), "avx512vnni"),
-        on(Machine(8, 16, ByteDot.VNNI), "avx512vnni", "avx512vl"),
-        on(Machine(16, 32, ByteDot.PAIRS), "avx512bw"),
-        on(Machine(8, 16, ByteDot.PAIRS), "avx2"),
-        on(Machine(4, 32)),
+        on(CPU(16, 32, ByteDot.VNNI), "avx512vnni"),
+        on(CPU(8, 16, ByteDot.VNNI), "avx512vnni", "avx512vl"),
+        on(CPU(16, 32, ByteDot.PAIRS), "avx512bw"),
+        on(CPU(8, 16, ByteDot.PAIRS), "avx2"),
+        on(CPU(4, 32)),
     ],
 )
 
 
-def layout_of(scheme: str, machine: Machine) -> GroupLayout:
+def layout_of(scheme: str, machine: CPU) -> GroupLayout:
     group = QUANTIZATIONS[scheme].group
     assert group is not None
     return GroupLayout(quantization=group, lanes=machine.lanes, code_bits=4 if group.bits == 3 else group.bits)
 
 
 def multiply(
-    x: np.ndarray, weight: np.ndarray, layout: GroupLayout, machine: Machine, *operands: np.ndarray, epilogue: str
+    x: np.ndarray, weight: np.ndarray, layout: GroupLayout, machine: CPU, *operands: np.ndarray, epilogue: str
 ) -> np.ndarray:
     """The kernels' x Wᵀ of the quantized weight [out, in], with an epilogue."""
     (n, k), out = x.shape, len(weight)
@@ -62,7 +62,7 @@ def dequantized(weight: np.ndarray, layout: GroupLayout) -> np.ndarray:
 
 @machines
 @schemes
-def test_every_instruction(machine: Machine, scheme: str) -> None:
+def test_every_instruction(machine: CPU, scheme: str) -> None:
     """Few rows and many, ragged in every direction; a row's outputs do not depend, by a bit, on the rows beside it."""
     rng, layout, (n, k, out) = np.random.default_rng(0), layout_of(scheme, machine), (31, 157, 35)
     x, weight, bias = floats(rng, n, k), floats(rng, out, k) / np.float32(np.sqrt(k)), floats(rng, out)
@@ -84,7 +84,7 @@ def test_every_instruction(machine: Machine, scheme: str) -> None:
 @schemes
 def test_whole_blocks(scheme: str) -> None:
     """No tail anywhere, and operands that are matrices."""
-    machine = Machine(8, 16)
+    machine = CPU(8, 16)
     rng, layout, (n, k, out) = np.random.default_rng(1), layout_of(scheme, machine), (8, 160, 32)
     x, weight = floats(rng, n, k), floats(rng, out, k) / np.float32(np.sqrt(k))
     scale, addend = floats(rng, out), floats(rng, n, out)
@@ -117,7 +117,7 @@ def test_rounding_is_to_half_a_step(group_size: int) -> None:
 )
 def test_instructions_follow_the_cpu(scheme: str, host: str, mcpu: str, instruction: str | None) -> None:
     target = compile_target("cpu", host, mcpu)
-    assert isinstance(target.machine, Machine)
+    assert isinstance(target.machine, CPU)
     kernel = linear.linear(64, 32, layout_of(scheme, target.machine), target.machine)
     module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
     assembly = tvm.compile(module, target=target.tvm_target).mod.inspect_source("asm")

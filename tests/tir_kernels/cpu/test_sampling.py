@@ -8,7 +8,7 @@ from support.launch import floats, ints, launch
 
 from gecko_mlc.runtime.generate.sampling import Sampling
 from gecko_mlc.tir_kernels.cpu import sampling
-from gecko_mlc.tir_kernels.hardware import Machine
+from gecko_mlc.tir_kernels.hardware import CPU
 
 OUTPUTS, SLOTS = 90, 3
 
@@ -22,7 +22,7 @@ def draw(
 ) -> list[np.ndarray]:
     rows = np.tile(np.array(settings, np.float32), (SLOTS, 1))
     return launch(
-        sampling.sample(OUTPUTS, candidates, SLOTS, Machine()),
+        sampling.sample(OUTPUTS, candidates, SLOTS, CPU()),
         ints(2, 0), logits, rows, random, counts, np.full(SLOTS, -1, np.int32),
         np.full((SLOTS, sampling.RECENT_TOKENS), -1, np.int32), *np.zeros((2, 2, OUTPUTS), np.float32),
     )  # fmt: skip
@@ -82,7 +82,7 @@ def test_one_list_of_parameters() -> None:
 def test_score() -> None:
     rng = np.random.default_rng(1)
     logits, targets = 4 * floats(rng, 5, OUTPUTS), rng.integers(0, OUTPUTS, 5).astype(np.int32)
-    out = launch(sampling.score(OUTPUTS, Machine()), logits, targets, *np.zeros((2, 5), np.float32))
+    out = launch(sampling.score(OUTPUTS, CPU()), logits, targets, *np.zeros((2, 5), np.float32))
     log_p, entropies = sampling.score_oracle(logits.astype(float), targets)
     np.testing.assert_allclose(out[2], log_p, atol=1e-5)
     np.testing.assert_allclose(out[3], entropies, atol=1e-5)

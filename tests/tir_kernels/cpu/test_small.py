@@ -12,8 +12,8 @@ from tvm.script import tirx as T
 from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.tir_kernels import expressions as tir_math
 from gecko_mlc.tir_kernels.cpu import embedding, slots
-from gecko_mlc.tir_kernels.hardware import Machine
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.phase import Phase
 
 
 def apply(function, x: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
@@ -64,16 +64,16 @@ def test_embedding() -> None:
 def test_logits_go_to_their_slots() -> None:
     rng = np.random.default_rng(0)
     rows, logits = floats(rng, 2, 9), np.zeros((3, 9), np.float32)
-    out = launch(embedding.store_logits(9, 3, Machine()), rows, ints(2, 0), logits)[2]
+    out = launch(embedding.store_logits(9, 3, CPU()), rows, ints(2, 0), logits)[2]
     np.testing.assert_array_equal(out, [rows[1], np.zeros(9), rows[0]])
 
 
 def test_positions() -> None:
     position = ints(1, 2, 3, 4, 5, 6).reshape(3, 2)
     tokens = ints(0, 0, 0)
-    after = launch(slots.advance(Rows.PREFILL, 3), tokens, ints(1), position)[2]
+    after = launch(slots.advance(Phase.PREFILL, 3), tokens, ints(1), position)[2]
     assert after.tolist() == [[1, 2], [3, 7], [5, 6]]
-    after = launch(slots.advance(Rows.DECODE, 3), tokens[:2], ints(2, 0), position)[2]
+    after = launch(slots.advance(Phase.DECODE, 3), tokens[:2], ints(2, 0), position)[2]
     assert after.tolist() == [[1, 3], [3, 4], [5, 7]]
     assert launch(slots.next_chunk(3), ints(1), position)[1].tolist() == [[1, 2], [4, 0], [5, 6]]
 

@@ -11,7 +11,7 @@ from support.launch import ints
 from support.launch_cuda import launch_cuda
 
 from gecko_mlc.tir_kernels.cuda import slots
-from gecko_mlc.tir_kernels.phase import Rows
+from gecko_mlc.tir_kernels.phase import Phase
 
 SLOTS = 40
 
@@ -22,11 +22,11 @@ def positions() -> np.ndarray:
 
 def test_advance() -> None:
     tokens, position, expected = np.zeros(35, np.int32), positions(), positions()
-    launch_cuda(slots.advance(Rows.PREFILL, SLOTS), tokens, ints(1), position)
+    launch_cuda(slots.advance(Phase.PREFILL, SLOTS), tokens, ints(1), position)
     expected[1, 1] += 35
     np.testing.assert_array_equal(position, expected)
     named = np.arange(SLOTS)[::-1][:35].astype(np.int32)
-    launch_cuda(slots.advance(Rows.DECODE, SLOTS), tokens, named, position)
+    launch_cuda(slots.advance(Phase.DECODE, SLOTS), tokens, named, position)
     expected[named, 1] += 1
     np.testing.assert_array_equal(position, expected)
 
