@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from gecko_mlc.formats.group_quantization import GroupLayout
-from gecko_mlc.tir_kernels.cuda.rounded_row import LARGEST, RoundedRow
+from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import LARGEST, RoundedRow
 
 # Bytes of a launch's arrays: what is recorded may have to travel.
 LARGEST_LAUNCH = 2 * 10**6

@@ -14,25 +14,16 @@ from tvm.relax.frontend.nn import Module, Tensor, op
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.model.quantize import Matrix
 from gecko_mlc.model.trace import Build, Call, State, fresh, launch, launch_all
-from gecko_mlc.tir_kernels.cuda import (
-    attention_inputs,
-    attention_merge,
-    attention_step,
-    attention_values,
-    chunk_attention,
-    complex_ema,
-    decode_linear,
-    embedding,
-    group_norm,
-    linear,
-    row_products,
-    sampling,
-    slots,
-    timestep_norm,
-    value_cache,
-    working_memory,
-)
-from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, row_elements
+from gecko_mlc.tir_kernels.cuda import complex_ema, timestep_norm
+from gecko_mlc.tir_kernels.cuda.decode import attention as decode_attention
+from gecko_mlc.tir_kernels.cuda.decode import attention_merge
+from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
+from gecko_mlc.tir_kernels.cuda.gemv import gemv
+from gecko_mlc.tir_kernels.cuda.memory import working_memory
+from gecko_mlc.tir_kernels.cuda.prefill import attention_inputs, attention_scores, attention_values, group_norm
+from gecko_mlc.tir_kernels.cuda.prefill import linear as prefill_linear
+from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, row_elements
+from gecko_mlc.tir_kernels.cuda.state import embedding, sampling, slots, value_cache
 from gecko_mlc.tir_kernels.hardware import CUDA
 from gecko_mlc.tir_kernels.phase import Phase
 
@@ -90,7 +81,7 @@ class CUDALaunches:
             [x, norm.weight, norm.bias, self._moments(call, "final_", x)],
             fresh(call.n, c.model_dim, dtype=self.dtype),
         )
-        kernel = linear.linear(c.model_dim, c.num_outputs, head.format, self.machine)
+        kernel = prefill_linear.linear(c.model_dim, c.num_outputs, head.format, self.machine)
         if into is not None:
             return op.tensor_ir_inplace_op(kernel, "head", [y, head.weight, into], [2], into)
         return launch(kernel, "head", [y, head.weight], fresh(call.n, c.num_outputs))
@@ -229,9 +220,9 @@ class CUDALaunches:
             [fresh(b, c.value_dim), fresh(b, c.z_dim), fresh(b, c.value_dim), fresh(b, c.model_dim)],
         )
         shape, cache = (c.z_dim, c.value_dim, c.num_heads), [keys, *self._values(prefix), memory_keys]
-        parts = attention_step.parts(c.chunk_size, c.num_heads)
+        parts = decode_attention.parts(c.chunk_size, c.num_heads)
         partial, statistics = call.state.update(
-            attention_step.attend(
+            decode_attention.attend(
                 *shape, c.rope_heads, total, c.chunk_size, c.norm_eps, self.key_dtype, self.value_dtype
             ),
             "attend",
@@ -262,7 +253,7 @@ class CUDALaunches:
     def _ffn_step(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
         """The block's output [b, D] of y, its middle, and x, its input."""
         c, b, rows, weights = self.build.config, y.shape[0], self.build.slots, self.build.weight_format
-        rounded = row_products.rounded_outputs(c.ffn_hidden_dim, weights, rows, 2 if c.swiglu else 1)
+        rounded = gemv.rounded_outputs(c.ffn_hidden_dim, weights, rows, 2 if c.swiglu else 1)
         hidden = launch(
             decode_linear.gate(
                 c.model_dim,
@@ -318,7 +309,7 @@ class CUDALaunches:
         )
         layers = (mega.wz, mega.wr, mega.wh1)
         z, r, h = launch_all(
-            linear.projections(c.model_dim, c.z_dim, c.value_dim, self.build.weight_format, self.machine),
+            prefill_linear.projections(c.model_dim, c.z_dim, c.value_dim, self.build.weight_format, self.machine),
             "projections",
             [mx, *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)), x],
             [fresh(n, c.z_dim), fresh(n, c.value_dim, dtype=self.dtype), fresh(n, c.model_dim)],
@@ -335,16 +326,16 @@ class CUDALaunches:
         scores = (c.z_dim, c.num_heads, total, c.chunk_size, self.dtype, self.key_dtype, self.machine)
         seen = [queries, call.slots, call.state["position"], call.state[keys]]
         statistics = launch(
-            chunk_attention.attention_statistics(*scores),
+            attention_scores.attention_statistics(*scores),
             "attention_statistics",
             seen,
-            fresh(c.num_heads, chunk_attention.parts(c.chunk_size), n, 2),
+            fresh(c.num_heads, attention_scores.parts(c.chunk_size), n, 2),
         )
         weights = launch(
-            chunk_attention.attention_weights(*scores),
+            attention_scores.attention_weights(*scores),
             "attention_weights",
             [*seen, statistics],
-            fresh(c.num_heads, n, 2, chunk_attention.padded(c.chunk_size), dtype=self.dtype),
+            fresh(c.num_heads, n, 2, attention_scores.padded(c.chunk_size), dtype=self.dtype),
         )
         merged = launch(
             attention_values.attention_values(
@@ -372,13 +363,13 @@ class CUDALaunches:
         )
         kernel = working_memory.absorb(c.model_dim, *self._memory_shape())
         self._absorb(call.slots, call.state, prefix, kernel, [x])
-        kernel = linear.linear_residual(c.value_dim, c.model_dim, self.build.weight_format, False, self.machine)
+        kernel = prefill_linear.linear_residual(c.value_dim, c.model_dim, self.build.weight_format, False, self.machine)
         return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(n, c.model_dim))
 
     def _store_values(self, call: Call, prefix: str, wv: Module, u: Tensor) -> None:
         """Values of u [n, D] (2.4), into the cache."""
         c, total = self.build.config, self.build.slots
-        kernel = linear.value_projection(
+        kernel = prefill_linear.value_projection(
             c.model_dim, c.value_dim, total, c.chunk_size, self.build.weight_format, self.value_dtype, self.machine
         )
         operands, values = [u, *_present(wv.weight, wv.bias)], self._values(prefix)
@@ -399,13 +390,15 @@ class CUDALaunches:
             fresh(n, c.model_dim, dtype=self.dtype),
         )
         hidden = launch(
-            linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, self.build.weight_format, self.machine),
+            prefill_linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, self.build.weight_format, self.machine),
             "gate",
             [u, *_matrices(ffn)],
             fresh(n, c.ffn_hidden_dim, dtype=self.dtype),
         )
         scaled = ffn.alpha is not None
-        kernel = linear.linear_residual(c.ffn_hidden_dim, c.model_dim, self.build.weight_format, scaled, self.machine)
+        kernel = prefill_linear.linear_residual(
+            c.ffn_hidden_dim, c.model_dim, self.build.weight_format, scaled, self.machine
+        )
         residual = x if c.two_hop_residual else y
         arguments = [hidden, ffn.fc2.weight, *_present(ffn.alpha), residual]
         return launch(kernel, "linear_residual", arguments, fresh(n, c.model_dim))

@@ -12,7 +12,7 @@ from gecko_mlc.config import GeckoConfig
 from gecko_mlc.formats.group_quantization import Dense, GroupLayout, WeightFormat
 from gecko_mlc.formats.library import StateTensor
 from gecko_mlc.formats.quantization import Quantization
-from gecko_mlc.tir_kernels.cuda.working_memory import TILE
+from gecko_mlc.tir_kernels.cuda.memory.working_memory import TILE
 from gecko_mlc.tir_kernels.hardware import CPU, CUDA
 from gecko_mlc.tir_kernels.phase import Phase
 

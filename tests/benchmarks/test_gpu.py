@@ -26,7 +26,7 @@ from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.formats.quantization import QUANTIZATIONS
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.runtime.measure import bench
-from gecko_mlc.tir_kernels.cuda.rounded_row import LARGEST, RoundedRow
+from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import LARGEST, RoundedRow
 
 LIMITS = {"copy_gb_per_second": 4000.0, "bf16_tflop_per_second": 800.0}
 ROW = {"position": 8192, "tokens_per_second": 220.5, "gb_per_second": 3640.0, "percent_of_copy": 91.0}

@@ -28,7 +28,8 @@ from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.model import Build
 from gecko_mlc.runtime.devices import nvidia
-from gecko_mlc.tir_kernels.cuda import decode_linear, linear
+from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
+from gecko_mlc.tir_kernels.cuda.prefill import linear as prefill_linear
 from gecko_mlc.tir_kernels.hardware import CUDA
 
 TARGET = compile_target("cuda", architectures="sm_80,sm_90")
@@ -182,7 +183,7 @@ def source() -> str:
 def test_device_functions_are_known_by_their_names() -> None:
     """Of a kernel that launches one, or two others for many rows."""
     layout = Build(small_config(), quantization("q4f16_1"), CUDA((90,)), 1).weight_format
-    kernel = linear.value_projection(64, 24, 1, 8, layout, "float16", CUDA((90,)))
+    kernel = prefill_linear.value_projection(64, 24, 1, 8, layout, "float16", CUDA((90,)))
     functions = list(device_functions("kernel", kernel))
     generated = re.findall(r"__launch_bounds__\((\d+)\) (\w+)\(.*\{", source_of(kernel))
     assert [(str(f.threads), f.name) for f in functions] == generated

@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm_ffi import WalkResult, structural_walk
 
 from gecko_mlc.compile.backends.cuda import pipeline
-from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow
+from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow
 
 _EMULATOR = Path(__file__).parent / "emulator"
 _TARGET = {"kind": "cuda", "arch": "sm_80", "max_threads_per_block": 1024, "thread_warp_size": 32}

@@ -7,7 +7,7 @@ import pytest
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import commit_copies, copy_16, wait_copies, warp_sum
+from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import commit_copies, copy_16, wait_copies, warp_sum
 from support.launch import floats
 from support.launch_cuda import launch_cuda
 

@@ -13,15 +13,15 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import WeightFormat
-from gecko_mlc.tir_kernels.cuda.intrinsics import (
+from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     device_function,
     launch_dependents,
     wait_for_predecessor,
     warp_sum,
 )
-from gecko_mlc.tir_kernels.cuda.rounded_row import RoundedRow, rounded_row, row_elements
-from gecko_mlc.tir_kernels.cuda.rounding import round_vectors
-from gecko_mlc.tir_kernels.cuda.store import narrow
+from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
+from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, rounded_row, row_elements
+from gecko_mlc.tir_kernels.cuda.quantized.rounding import round_vectors
 from gecko_mlc.tir_kernels.cuda.timestep_norm import load_average, update_moments
 
 Expr = Any

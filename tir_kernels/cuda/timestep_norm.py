@@ -14,14 +14,14 @@ import math
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cuda.intrinsics import (
+from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     device_function,
     lane_sum,
     launch_dependents,
     wait_for_predecessor,
     warp_sum,
 )
-from gecko_mlc.tir_kernels.cuda.store import narrow
+from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
 from gecko_mlc.tir_kernels.expressions import f32
 
 _average_weight = device_function(

@@ -10,7 +10,8 @@ from support.launch_cuda import assert_rounded, launch_cuda
 from support.weights import format_of
 
 from gecko_mlc.tir_kernels.cpu import attention_inputs, chunk_attention, working_memory
-from gecko_mlc.tir_kernels.cuda import attention_merge, attention_step
+from gecko_mlc.tir_kernels.cuda.decode import attention as decode_attention
+from gecko_mlc.tir_kernels.cuda.decode import attention_merge
 
 EPS = 1e-5
 # Of a cached key, or value: half the distance of two neighbours of its dtype, relative, and a little.
@@ -43,7 +44,7 @@ def test_step(
     rng, size, value_size = np.random.default_rng(1), z_dim // heads, value_dim // heads
     position = ints(0, 0, 3, 2, 1, chunk_size - 1, 0, chunk_size - 1, 2, 0).reshape(5, 2)
     slots = ints(3, 1, 0, 4, 2)
-    b, count = len(slots), attention_step.parts(chunk_size, heads)
+    b, count = len(slots), decode_attention.parts(chunk_size, heads)
     z, gamma, beta, r = floats(rng, b, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, b, value_dim)
     cos, sin = floats(rng, 2, 2 * chunk_size, size // 2)
     keys, memory_keys = (floats(rng, 5, 2, chunk_size, z_dim).astype(dtype) for _ in range(2))
@@ -66,7 +67,7 @@ def test_step(
     statistics = np.full((b, heads, count, 2), np.nan, np.float32)
     y = np.full((b, value_dim), np.nan, np.float32)
     launch_cuda(
-        attention_step.attend(z_dim, value_dim, heads, rope_heads, 5, chunk_size, EPS, dtype, value_dtype),
+        decode_attention.attend(z_dim, value_dim, heads, rope_heads, 5, chunk_size, EPS, dtype, value_dtype),
         z, value, gamma, beta, cos, sin, slots, position, keys, *values, memory_keys, partial, statistics,
     )  # fmt: skip
     launch_cuda(
@@ -99,7 +100,7 @@ def test_step(
 )
 def test_parts(chunk_size: int, heads: int, expected: int) -> None:
     """Enough blocks for a GPU, and not less than 32 positions for each when the window is full."""
-    assert attention_step.parts(chunk_size, heads) == expected
+    assert decode_attention.parts(chunk_size, heads) == expected
 
 
 @pytest.mark.parametrize(("scheme", "value_dim", "heads"), [("q4f16_1", 384, 2), ("q8f16_1", 192, 4)])
@@ -108,7 +109,7 @@ def test_merge_rounds(scheme: str, value_dim: int, heads: int) -> None:
     rng, z_dim, chunk_size = np.random.default_rng(3), 24, 9
     outgoing = attention_merge.rounded_merge(value_dim, heads, "float16", format_of(scheme), 1)
     assert outgoing is not None
-    size, value_size, count = z_dim // heads, value_dim // heads, attention_step.parts(chunk_size, heads)
+    size, value_size, count = z_dim // heads, value_dim // heads, decode_attention.parts(chunk_size, heads)
     z, gamma, beta, r = floats(rng, 2, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, 2, value_dim)
     partial = floats(rng, 2, heads, count, value_size)
     statistics = np.abs(floats(rng, 2, heads, count, 2))

@@ -10,8 +10,8 @@ from support.launch_cuda import launch_cuda
 
 from gecko_mlc.tir_kernels.cpu.chunk_attention import oracle
 from gecko_mlc.tir_kernels.cpu.working_memory import read_oracle
-from gecko_mlc.tir_kernels.cuda.attention_values import attention_values
-from gecko_mlc.tir_kernels.cuda.chunk_attention import attention_statistics, attention_weights, padded, parts
+from gecko_mlc.tir_kernels.cuda.prefill.attention_scores import attention_statistics, attention_weights, padded, parts
+from gecko_mlc.tir_kernels.cuda.prefill.attention_values import attention_values
 from gecko_mlc.tir_kernels.hardware import CUDA
 
 # Weights and results are rounded.

@@ -10,7 +10,7 @@ import pytest
 from support.launch import ints
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cuda import slots
+from gecko_mlc.tir_kernels.cuda.state import slots
 from gecko_mlc.tir_kernels.phase import Phase
 
 SLOTS = 40

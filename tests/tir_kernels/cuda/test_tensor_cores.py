@@ -15,7 +15,7 @@ from support.launch_cuda import launch_cuda
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cuda.tensor_cores import DEPTH, finish_tiles, multiply_tiles, publish_tiles, swizzled
+from gecko_mlc.tir_kernels.cuda.gemm.mma import DEPTH, finish_tiles, multiply_tiles, publish_tiles, swizzled
 
 THREADS = 128
 

@@ -9,7 +9,7 @@ from support.launch import floats, ints
 from support.launch_cuda import launch_cuda
 
 from gecko_mlc.tir_kernels.cpu.value_cache import oracle
-from gecko_mlc.tir_kernels.cuda.value_cache import quantize_values
+from gecko_mlc.tir_kernels.cuda.state.value_cache import quantize_values
 
 
 @pytest.mark.parametrize(

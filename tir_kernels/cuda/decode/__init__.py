@@ -1,0 +1,1 @@
+"""Decode: one token of each sequence."""

@@ -1,0 +1,160 @@
+"""Products Aᵀ · B whose operands are made in shared memory, for CUDA: the sums over positions of the working memory."""
+
+import functools
+from typing import Any, NamedTuple
+
+from tvm.script import tirx as T
+
+from gecko_mlc.tir_kernels.cuda.gemm.mma import DEPTH, swizzled
+from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
+    commit_copies,
+    device_function,
+    load_matrices_transposed,
+    multiply_accumulate,
+    wait_copies,
+)
+
+Expr = Any
+
+THREADS = 256
+# Rows of a block's product.
+ROWS = 64
+# Values of a tile [64, 64] in shared memory, and of the three tiles of a product's step.
+AREA = DEPTH * DEPTH
+STAGE = 3 * AREA
+
+
+@functools.cache
+def _multiply_columns(dtype: str) -> device_function:
+    """(sums[32] fp32, a, b): sums [64, 128] += Aᵀ · B of a tile [64, 64] at a, and of two, side by side, at b.
+
+    Tiles are as in `tensor_cores`. Each of eight warps has 32 rows and 32 columns.
+    """
+    kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
+    name = f"gecko_multiply_columns_{kind}"
+    source = f"""
+__device__ __forceinline__ void {name}(float* sums, const void* a, const void* b) {{
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const char* a_row = static_cast<const char*>(a) + (lane / 16 * 8 + lane % 8) * 128;
+  const char* b_row = static_cast<const char*>(b) + warp % 4 / 2 * 8192 + lane % 16 * 128;
+#pragma unroll
+  for (int k = 0; k < 64; k += 16) {{
+    unsigned left[2][4], right[4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      gecko_load_matrices_transposed(
+          left[i], a_row + k * 128 + ((warp / 4 * 4 + i * 2 + lane / 8 % 2) ^ lane % 8) * 16);
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {{
+      gecko_load_matrices_transposed(
+          right, b_row + k * 128 + ((warp % 2 * 4 + j + lane / 16) ^ lane % 8) * 16);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {{
+        gecko_mma_{kind}(sums + i * 16 + j * 4, left[i], right);
+        gecko_mma_{kind}(sums + i * 16 + j * 4 + 4, left[i], right + 2);
+      }}
+    }}
+  }}
+}}
+"""
+    return device_function(name, source, uses=(load_matrices_transposed, multiply_accumulate(dtype)))
+
+
+class Product(NamedTuple):
+    """A block's product Aᵀ · B of ROWS rows and `columns` columns; in a step, `depth` rows of A and B.
+
+    A thread has `sums` of it, those of `width` neighbouring columns one after another: inline each(body, tx) expands
+    body(row, column, at) for the first of them. `multiply` needs `shared` elements of `dtype` in shared memory.
+    """
+
+    columns: int
+    depth: int
+    sums: int
+    width: int
+    shared: int
+    dtype: str
+    each: Any
+    multiply: Any
+
+
+def place_of_a(i: Expr, tx: Expr) -> Expr:
+    """Where row i * 32 + tx // 8 has its columns from tx % 8 * 8 on."""
+    return swizzled(i * 32 + tx // 8, tx % 8)
+
+
+def place_of_b(i: Expr, tx: Expr) -> Expr:
+    """Where row i * 16 + tx // 16 has its columns from tx % 16 * 8 on."""
+    return (1 + tx % 16 // 8) * AREA + swizzled(i * 16 + tx // 16, tx % 8)
+
+
+@functools.cache
+def tensor_core_product(dtype: str) -> Product:
+    """Its multiply(fetch, prepare, steps, tiles, sums, tx): fetch(stage, step) begins copies into the tiles at `stage`,
+    prepare(stage, step) does the rest when they have arrived.
+
+    A thread's part are 8 values at each `place_of_a(i, tx)`, i < 2, and `place_of_b(i, tx)`, i < 4.
+    """
+    multiply_columns = _multiply_columns(dtype)
+
+    @T.inline
+    def each(body, tx):
+        for i in T.unroll(2):
+            for j in T.unroll(4):
+                for k in T.unroll(2):
+                    body(
+                        tx // 128 * 32 + i * 16 + k * 8 + tx % 32 // 4,
+                        tx // 32 % 4 * 32 + j * 8 + tx % 4 * 2,
+                        i * 16 + j * 4 + k * 2,
+                    )
+
+    @T.inline
+    def multiply(start, fetch, prepare, steps, tiles, sums, tx):
+        fetch(0, 0)
+        commit_copies()
+        each(start, tx)
+        for step in T.serial(steps):
+            wait_copies(0)
+            prepare(step % 2 * STAGE, step)
+            T.tvm_storage_sync("shared")
+            # All warps are done with the other stage.
+            if step + 1 < steps:
+                fetch((step + 1) % 2 * STAGE, step + 1)
+            commit_copies()
+            multiply_columns(
+                T.address_of(sums[0]),
+                T.address_of(tiles[step % 2 * STAGE]),
+                T.address_of(tiles[step % 2 * STAGE + AREA]),
+            )
+
+    return Product(128, DEPTH, 32, 2, 2 * STAGE, dtype, each, multiply)
+
+
+@functools.cache
+def plain_product() -> Product:
+    """Its multiply(fill, steps, tiles, sums, tx): fill(k, step) writes the thread's element of row k of A to
+    tiles[k * 2 * ROWS + tx % ROWS], and that of B ROWS further on."""
+    depth, together = 16, THREADS // ROWS
+
+    @T.inline
+    def each(body, tx):
+        for i in T.unroll(4):
+            for j in T.unroll(4):
+                body(tx // 16 * 4 + i, tx % 16 * 4 + j, i * 4 + j)
+
+    @T.inline
+    def multiply(start, fill, steps, tiles, sums, tx):
+        each(start, tx)
+        for step in T.serial(steps):
+            for i in T.unroll(depth // together):
+                fill(i * together + tx // ROWS, step)
+            T.tvm_storage_sync("shared")
+            for k in T.unroll(depth):
+                for i in T.unroll(4):
+                    for j in T.unroll(4):
+                        sums[i * 4 + j] = (
+                            sums[i * 4 + j]
+                            + tiles[k * 2 * ROWS + tx // 16 * 4 + i] * tiles[(k * 2 + 1) * ROWS + tx % 16 * 4 + j]
+                        )
+            T.tvm_storage_sync("shared")
+
+    return Product(ROWS, depth, 16, 1, 2 * depth * ROWS, "float32", each, multiply)

@@ -1,0 +1,1 @@
+"""Prefill: a piece of one sequence's tokens."""

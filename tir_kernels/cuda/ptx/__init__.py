@@ -1,0 +1,1 @@
+"""Instructions that TensorIR has no loop for, as device functions."""

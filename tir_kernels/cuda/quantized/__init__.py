@@ -1,0 +1,1 @@
+"""Weights in a few bits: codes, scales, and activations rounded for them."""
