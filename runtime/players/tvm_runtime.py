@@ -16,6 +16,8 @@ from typing import Any
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.devices import host, nvidia
 
+CUDA_LIBRARY = "libtvm_runtime_cuda.so"
+
 
 def load() -> Any:
     """The module `tvm`, without its compiler unless something imported that before.
@@ -84,7 +86,7 @@ def load_cuda() -> ctypes.CDLL:
             "no CUDA 13 runtime library (libcudart.so.13): install CUDA 13, or pip install nvidia-cuda-runtime"
         )
     cudart = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-    backend = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    backend = Path(tvm.__file__).parent / "lib" / CUDA_LIBRARY
     try:
         ctypes.CDLL(str(backend), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
