@@ -6,25 +6,22 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tvm
 from tvm import relax
 
-from gecko_mlc.compile.backends.cuda.backend import compiling
-from gecko_mlc.compile.backends.cuda.compiler import FATBIN_MAGIC, MachineCode, find_compiler
-from gecko_mlc.compile.backends.cuda.pipeline import PIPELINE as CUDA_PIPELINE
+from gecko_mlc.compile.backends.backend import Backend
 from gecko_mlc.compile.kernels import Kernel, kernels_of
 from gecko_mlc.compile.link import linker
 from gecko_mlc.compile.lint import check_state_use
-from gecko_mlc.compile.pipeline import export, finish, lower
-from gecko_mlc.compile.target import CompileTarget
+from gecko_mlc.compile.pipeline import export, lower
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.formats.library import ABI_VERSION, METADATA_MARKER, Metadata, functions_of
+from gecko_mlc.formats.library import METADATA_MARKER, Metadata, functions_of
 from gecko_mlc.formats.quantization import Quantization
+from gecko_mlc.formats.versions import ABI_VERSION
 from gecko_mlc.model import Build
 from gecko_mlc.state import state_tensors
-from gecko_mlc.tir_kernels.hardware import USUAL_SHARED_BYTES
 
 SUFFIXES = (".so",)
 # The default bound of a prefill piece, and so of the workspace.
@@ -32,16 +29,17 @@ PREFILL_CHUNK_SIZE = 2048
 
 
 class Compiled(NamedTuple):
-    """What a library says of itself, and the kernels in it."""
+    """What a library says of itself, the kernels in it, and what compiled it."""
 
     metadata: Metadata
     kernels: tuple[Kernel, ...]
+    target: Backend
 
 
 def compile_library(
     config: GeckoConfig,
     quantization: Quantization,
-    target: CompileTarget,
+    target: Backend,
     output: Path,
     max_batch_size: int = 1,
     prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
@@ -53,14 +51,14 @@ def compile_library(
     `max_batch_size` is the number of state slots, `prefill_chunk_size` the most tokens of one prefill
     piece (never more than a chunk). `debug_dump` is a folder for the intermediate programs. `progress` is
     told each step. Raises `ValueError` for a suffix that is not known and `RuntimeError` when nothing can
-    link, or compile for the target's GPUs.
+    link, or compile for the target.
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"{output}: unknown suffix {output.suffix!r}; expected {' or '.join(SUFFIXES)}")
     link = linker(target.spec.triple)
     prefill_chunk_size = min(prefill_chunk_size, config.chunk_size)
     progress("building the model's functions")
-    build = Build(config, quantization, target.machine, max_batch_size)
+    build = Build(config, quantization, target.machine, max_batch_size, target.launches)
     exported, parameters = export(build, prefill_chunk_size)
     if faults := check_state_use(exported):
         raise AssertionError("state is used wrongly:\n" + "\n".join(faults))
@@ -74,74 +72,33 @@ def compile_library(
         target=target.spec,
         max_batch_size=max_batch_size,
         prefill_chunk_size=prefill_chunk_size,
-        absorb_tile=build.absorb_tile,
+        absorb_tile=target.machine.absorb_tile,
         parameters=parameters,
         state=tuple(state_tensors(config, quantization, target.machine)),
-        workspace_bytes={name: workspace_bytes(lowered[name]) for name in functions_of(target.spec.kind)},
+        workspace_bytes={name: workspace_bytes(lowered[name]) for name in functions_of(target.machine.absorb_tile)},
         tvm_version=tvm.__version__,
     )
     kernels = kernels_of(lowered)
     text = metadata.model_dump_json(by_alias=True)
     lowered["_metadata"] = _constant_function(text)
-    if target.spec.kind == "cuda":
-        executable, code = _build_cuda(lowered, target, progress)
-        kernels = tuple(kernel.with_usage(code.usage) for kernel in kernels)
-        _check_shared_memory(kernels)
-    else:
-        progress(f"compiling {len(kernels)} kernels for {target.spec.mcpu}")
-        executable, code = _build(lowered, target), None
+    built = target.build(lowered, kernels, progress)
     if debug_dump is not None:
         debug_dump.mkdir(parents=True, exist_ok=True)
         (debug_dump / "exported.py").write_text(exported.script())
         (debug_dump / "lowered.py").write_text(lowered.script())
         (debug_dump / "metadata.json").write_text(metadata.model_dump_json(indent=2, by_alias=True))
-        if code is not None:
-            (debug_dump / "kernels.cu").write_text(code.source)
-            (debug_dump / "kernels.fatbin").write_bytes(code.fatbin)
+        for name, content in built.artifacts.items():
+            (debug_dump / name).write_bytes(content)
     progress("linking")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         temporary = Path(folder) / output.name
         source = Path(folder) / "metadata.c"
         source.write_text(_marked_constant(text))
-        executable.export_library(str(temporary), fcompile=link, workspace_dir=folder, addons=[str(source)])
-        if code is not None:
-            _check_machine_code(temporary.read_bytes(), code)
+        built.executable.export_library(str(temporary), fcompile=link, workspace_dir=folder, addons=[str(source)])
+        target.check(temporary, built)
         os.replace(temporary, output)
-    return Compiled(metadata, kernels)
-
-
-def _build(lowered: tvm.IRModule, target: CompileTarget, tir_pipeline: str | None = None) -> Any:
-    with target.tvm_target:
-        return relax.build(finish(lowered), target.tvm_target, relax_pipeline=None, tir_pipeline=tir_pipeline)
-
-
-def _build_cuda(
-    lowered: tvm.IRModule, target: CompileTarget, progress: Callable[[str], None]
-) -> tuple[Any, MachineCode]:
-    compiler = find_compiler()
-    names = ", ".join(f"sm_{a}" for a in target.spec.architectures)
-    with compiling(
-        compiler, target, lambda: progress(f"compiling the kernels for {names} with {compiler.name}")
-    ) as done:
-        progress("generating the kernels' code")
-        executable = _build(lowered, target, CUDA_PIPELINE)
-    (code,) = done
-    return executable, code
-
-
-def _check_machine_code(library: bytes, code: MachineCode) -> None:
-    """The library holds what was compiled, and no source to be compiled where it runs."""
-    if code.fatbin[:4] != FATBIN_MAGIC or code.fatbin not in library or b"__global__" in library:
-        raise AssertionError("the library does not hold the kernels' machine code")
-
-
-def _check_shared_memory(kernels: tuple[Kernel, ...]) -> None:
-    """TVM asks for more than the usual shared memory only for kernels whose dynamic part alone is more."""
-    for function in (function for kernel in kernels for function in kernel.device_functions):
-        static, dynamic = max(used.shared_bytes for used in function.usage.values()), function.dynamic_shared_bytes
-        if dynamic < USUAL_SHARED_BYTES < static + dynamic:
-            raise AssertionError(f"{function.name} could not be launched: {static} + {dynamic} bytes")
+    return Compiled(metadata, built.kernels, target)
 
 
 def _constant_function(text: str) -> relax.Function:

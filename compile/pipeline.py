@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import relax
 from tvm.relax.frontend import nn
@@ -23,7 +25,7 @@ def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, tuple[P
         model = GroupQuantize(build.weight_format).visit("", model)
     state = [nn_spec.Tensor([build.slots, *s.shape], s.dtype) for s in model.specs]
     methods = {}
-    for name, inputs in functions_of(build.kind).items():
+    for name, inputs in functions_of(build.machine.absorb_tile).items():
         specs = [
             nn_spec.Tensor([build.config.num_outputs if e == "outputs" else e for e in i.shape], i.dtype)
             for i in inputs
@@ -86,9 +88,9 @@ def lower(module: tvm.IRModule) -> tvm.IRModule:
     )(module)
 
 
-def finish(module: tvm.IRModule) -> tvm.IRModule:
-    """The virtual machine's own forms of storage and shapes."""
-    return tvm.transform.Sequential(
+def build(module: tvm.IRModule, target: tvm.target.Target, tir_pipeline: str | None = None) -> Any:
+    """An executable of `lower`'s result, in the virtual machine's own forms of storage and shapes."""
+    finished = tvm.transform.Sequential(
         [
             relax.transform.LowerAllocTensor(),
             relax.transform.LowerRuntimeBuiltin(),
@@ -97,3 +99,5 @@ def finish(module: tvm.IRModule) -> tvm.IRModule:
             relax.transform.AttachGlobalSymbol(),
         ]
     )(module)
+    with target:
+        return relax.build(finished, target, relax_pipeline=None, tir_pipeline=tir_pipeline)

@@ -19,9 +19,11 @@ from pathlib import Path
 from gecko_mlc import __version__
 from gecko_mlc.formats.chat_config import CHAT_CONFIG, read_chat_config
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.library import ABI_VERSION, read_metadata
+from gecko_mlc.formats.library import read_metadata
+from gecko_mlc.formats.versions import VERSIONS
 from gecko_mlc.formats.weights import TENSOR_CACHE, check_whole
-from gecko_mlc.runtime.devices import host, nvidia
+from gecko_mlc.runtime.devices import host
+from gecko_mlc.targets import find, targets
 
 DEMO = "gecko-demo"
 DEMO_QUANTIZATION = "q0f32"
@@ -88,42 +90,41 @@ def model_library(
 ) -> Path:
     """The library in the model folder `folder`, or one for this machine, compiled when first needed with `slots`.
 
-    `device` is cpu, cuda, or auto: this machine's GPU if it has one that can be used. With a `state_dtype` it is a
+    `device` is a target's name, or auto: the first target that runs on this machine. With a `state_dtype` it is a
     library of that one. The compiler runs in a process of its own: this one needs no more than TVM's runtime. Raises
     `GeckoError` when nothing can be compiled.
     """
     # What comes with a model is used on `auto`, be it for the slower device.
-    kinds = [device] if device != "auto" else ["cpu", "cuda"] if nvidia.usable() is None else ["cuda", "cpu"]
-    for kind in kinds:
-        library = folder / library_name(kind)
+    candidates = [find(device)] if device != "auto" else sorted(targets(), key=lambda t: not t.player.usable())
+    for target in candidates:
+        library = folder / library_name(target.name)
         if library.is_file() and (state_dtype is None or state_dtype == read_metadata(library).state_dtype):
             return library
-    kind = kinds[0]
+    target, last = candidates[0], targets()[-1]
     if importlib.util.find_spec("gecko_mlc.compile") is None:
         raise GeckoError(
-            f"{folder}: no library for {kind} in it, and nothing here to compile one; give it with --model-lib"
+            f"{folder}: no library for {target.name} in it, and nothing here to compile one; give it with --model-lib"
         )
     chat_config = read_chat_config(folder)
-    here = [nvidia.capability()] if kind == "cuda" else [host.cpu_name(), sorted(host.cpu_features() or ())]
     key = {
         "config": chat_config.config,
         "quantization": chat_config.quantization,
         "state_dtype": state_dtype,
         "slots": slots,
-        "machine": [host.architecture(), kind, *here],
-        "versions": [__version__, ABI_VERSION, version("apache-tvm"), _sources_digest()],
+        "machine": [host.architecture(), target.name, *target.player.machine()],
+        "versions": [__version__, VERSIONS, version("apache-tvm"), _sources_digest()],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_folder() / "libs" / f"gecko-{chat_config.quantization}-{kind}-{digest}.so"
+    path = cache_folder() / "libs" / f"gecko-{chat_config.quantization}-{target.name}-{digest}.so"
     if not path.is_file():
         say(f"compiling for this machine into {path} (once)")
-        command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", kind]
+        command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", target.name]
         command += ["--overrides", f"max_batch_size={slots}"]
         command += [] if state_dtype is None else ["--state-dtype", state_dtype]
         environment = {k: v for k, v in os.environ.items() if k != "TVM_USE_RUNTIME_LIB"}
         done = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
-            hint = "\n--device cpu runs the model without the GPU" if kind == "cuda" else ""
+            hint = "" if target is last else f"\n--device {last.name} runs the model all the same"
             raise GeckoError(f"compiling failed:\n{done.stderr.strip()}{hint}")
     return path
 

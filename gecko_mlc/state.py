@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.formats.library import StateTensor
+from gecko_mlc.formats.library import RECENT_TOKENS, SAMPLING_PARAMETERS, StateTensor
 from gecko_mlc.formats.quantization import Quantization
-from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS
-from gecko_mlc.tir_kernels.hardware import CPU, CUDA
+from gecko_mlc.tir_kernels.hardware import Hardware
 
 _PREFILLS = ("prefill", "prefill_logits", "score")
 # The functions that take what a token before theirs left in a tensor, and leave something else.
@@ -28,7 +27,7 @@ _CHANGED_BY = {
 }
 
 
-def state_tensors(config: GeckoConfig, quantization: Quantization, machine: CPU | CUDA) -> Iterator[StateTensor]:
+def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Hardware) -> Iterator[StateTensor]:
     """The tensors of one slot.
 
     `position` is (chunk index, offset in the chunk); `random` is (seed low, seed high, tokens drawn);
@@ -36,9 +35,9 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: CPU 
     are two chunk buffers taken in turn by the chunk's parity; keys are rotated by their offset only. Values of int8
     are codes, which `value_scales`, one for each token and head, multiply.
 
-    A GPU writes the memory spread over a chunk's tokens (8c): `memory_sum` collects what the memory takes in at the
-    chunk's end, `log_mass` and `log_sum` normalize the keys of the previous chunk over positions and over features.
-    It reads the memory as `memory_read`, rounded to the keys' dtype, where that has 16 bits.
+    Machines with an `absorb_tile` write the memory spread over a chunk's tokens (8c): `memory_sum` collects what the
+    memory takes in at the chunk's end, `log_mass` and `log_sum` normalize the keys of the previous chunk over positions
+    and over features. They read the memory as `memory_read`, rounded to the keys' dtype, where that has 16 bits.
     """
     groups, chunk = config.timenorm_num_groups, config.chunk_size
     heads, cache = config.num_heads, quantization.key_dtype
@@ -49,7 +48,7 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: CPU 
     yield tensor("position", 2, dtype="int32")
     yield tensor("token", dtype="int32")
     yield tensor("logits", config.num_outputs)
-    yield tensor("sampling", len(PARAMETERS))
+    yield tensor("sampling", len(SAMPLING_PARAMETERS))
     yield tensor("random", 3, dtype="int32")
     yield tensor("counts", config.num_outputs, dtype="int32")
     yield tensor("recent", RECENT_TOKENS, dtype="int32")
@@ -66,7 +65,7 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: CPU 
         yield tensor(f"{prefix}.memory", heads, config.head_dim, config.value_head_dim)
         log_norm = tensor(f"{prefix}.log_norm", heads, config.head_dim)
         yield log_norm.model_copy(update={"initial": "minus_infinity"})
-        if isinstance(machine, CUDA):
+        if machine.absorb_tile is not None:
             yield tensor(f"{prefix}.memory_sum", heads, config.head_dim, config.value_head_dim + config.head_dim)
             yield tensor(f"{prefix}.log_mass", heads, config.head_dim)
             yield tensor(f"{prefix}.log_sum", heads, chunk)

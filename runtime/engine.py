@@ -9,54 +9,71 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.library import PARAMETRIC_FUNCTIONS, StateTensor
+from gecko_mlc.formats.library import StateTensor, TensorSpec
 from gecko_mlc.formats.weights import NUMPY_DTYPES
 from gecko_mlc.runtime.generate.sampling import Sampling
+from gecko_mlc.runtime.interrupts import interrupts_later
 from gecko_mlc.runtime.library import Library
-from gecko_mlc.runtime.players import tvm_runtime
-from gecko_mlc.runtime.state.arena import Memory
+from gecko_mlc.runtime.players.player import Tensor
 from gecko_mlc.runtime.state.checkpoint import Checkpoint, Saved
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _alone(method: Callable[Concatenate[Engine, _P], _T]) -> Callable[Concatenate[Engine, _P], _T]:
+    """A method that no other thread's call comes in between of."""
+
+    @functools.wraps(method)
+    def locked(engine: Engine, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with engine.lock:
+            return method(engine, *args, **kwargs)
+
+    return locked
 
 
 class Engine:
-    """Runs token ids through the slots of one library.
+    """Runs token ids through the slots of one library. Each call holds `lock`; hold it for calls that belong together.
 
     `positions[slot]` is the number of tokens a slot has consumed. `parameters` are the tensors of the
-    metadata's list, in its order. Raises `GeckoError` when the state does not fit into memory.
+    metadata's list, in its order. Where `asynchronous`, calls return before the device has done what they say.
+    Raises `GeckoError` when the state does not fit into memory.
     """
 
-    def __init__(self, library: Library, parameters: Sequence[Any]) -> None:
-        self.metadata = library.metadata
-        self._library, self._parameters, self._stream = library, list(parameters), library.stream
-        # Of a GPU: the launches of calls that come again, by function and shapes.
-        self._graphs: dict[tuple[Any, ...], Callable[[], None]] = {}
-        self.device, self.slots = library.device, self.metadata.max_batch_size
+    def __init__(self, library: Library, parameters: Sequence[Tensor]) -> None:
+        self.lock = threading.RLock()
+        self.metadata, self.player = library.metadata, library.player
+        self.asynchronous, self.slots = self.player.asynchronous, self.metadata.max_batch_size
         self.chunk_size: int = self.metadata.config["chunk_size"]
         self.vocab_size: int = self.metadata.config["vocab_size"]
         self.num_outputs: int = self._spec("logits").shape[0]
-        self._tvm = tvm_runtime.load()
+        # Arguments keep their addresses: a captured graph replays those it was captured with.
+        piece = self.metadata.prefill_chunk_size
+        arguments = [
+            TensorSpec(name="slots", shape=(max(self.slots, 2),), dtype="int32"),
+            TensorSpec(name="tokens", shape=(piece,), dtype="int32"),
+            TensorSpec(name="targets", shape=(piece,), dtype="int32"),
+        ]
+        whole = [s.model_copy(update={"shape": (self.slots, *s.shape)}) for s in self.metadata.state]
         try:
-            whole = [s.model_copy(update={"shape": (self.slots, *s.shape)}) for s in self.metadata.state]
-            memory = Memory(self.device, whole)
-            self._state = {spec.name: memory.empty(spec.shape, spec.dtype) for spec in whole}
+            state = self.player.allocate(whole)
+            self._slot_ids, self._tokens, self._targets = self.player.allocate(arguments)
         except Exception as error:
             raise GeckoError(
                 f"the state of {self.slots} slots takes {self.state_bytes():,} bytes,"
                 f" which this machine could not give: {error}"
             ) from None
-        # Arguments keep their addresses: a captured graph replays those it was captured with.
-        self.lock, self.asynchronous = threading.RLock(), self._stream is not None
-        self._slot_ids = self._empty((max(self.slots, 2),), "int32")
+        self._state = {spec.name: tensor for spec, tensor in zip(whole, state, strict=True)}
+        self.player.bind(state, parameters)
         self._named: list[int] = []  # What `_slot_ids` holds.
-        self._tokens = self._empty((self.metadata.prefill_chunk_size,), "int32")
-        self._targets = self._empty((self.metadata.prefill_chunk_size,), "int32")
         self.positions = [0] * self.slots
         self._checkpoints: dict[int, Checkpoint] = {}
+        self._spares: dict[tuple[int, str], Tensor] = {}
         for slot in range(self.slots):
             self.reset(slot)
 
@@ -66,6 +83,7 @@ class Engine:
 
     # Tokens in
 
+    @_alone
     def extend(
         self,
         slot: int,
@@ -86,6 +104,7 @@ class Engine:
                 self._prefill("prefill", slot, piece)
                 on_piece("prefill", len(piece))
 
+    @_alone
     def extend_logits(
         self,
         slot: int,
@@ -101,12 +120,13 @@ class Engine:
                 on_piece("decode", 1)
                 result.append(self.logits(slot)[None])
             else:
-                logits = self._empty((len(piece), self.num_outputs), "float32")
+                logits = self._result(len(piece), self.num_outputs)
                 self._prefill("prefill_logits", slot, piece, logits)
                 on_piece("prefill_logits", len(piece))
-                result.append(logits.numpy())
+                result.append(self.player.download(logits))
         return np.concatenate(result)
 
+    @_alone
     def score(self, slot: int, tokens: Sequence[int], targets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Consume `tokens`; log-probabilities [n] of the tokens `targets` that follow each of them, and
         the entropies [n] of the distributions, in nats."""
@@ -118,97 +138,113 @@ class Engine:
         results, done = [], 0
         for piece in self._pieces(slot, tokens):
             n = len(piece)
-            view = self._targets._create_view((n,))
-            view.copyfrom(np.asarray(targets[done : done + n], np.int32))
-            outputs = [self._empty((n,), "float32") for _ in range(2)]
+            view = self._filled(self._targets, targets[done : done + n])
+            outputs = [self._result(n) for _ in range(2)]
             self._prefill("score", slot, piece, view, *outputs)
-            results.append([output.numpy() for output in outputs])
+            results.append([self.player.download(output) for output in outputs])
             done += n
         log_probabilities, entropies = zip(*results, strict=True)
         return np.concatenate(log_probabilities), np.concatenate(entropies)
 
+    @_alone
     def decode(self, slots: Sequence[int]) -> None:
         """Consume the current token of each slot; one step of all of them."""
-        self._step(slots, "decode")
-
-    def burst(self, slots: Sequence[int], count: int) -> None:
-        """Consume the current token of each slot and draw the next one, `count` times.
-
-        A GPU's host does not wait for any of it: `recent` in the state has the last tokens drawn.
-        """
-        for _ in range(count):
-            self._step(slots, "decode", "sample")
+        view = self._slot_view(slots)
+        with interrupts_later():
+            if any(self._completes_tile(slot) for slot in slots):
+                self._keep_changing("absorb", slots)
+                self.player.replay(["absorb"], [view])
+            self._keep_changing("decode", slots)
+            self.player.replay(["decode"], [view])
+            self._advance(slots, 1)
 
     def ends_tile(self, position: int) -> bool:
         """Whether much of the state changes when the token at `position` is consumed: a tile or a chunk ends."""
         offset = position % self.chunk_size + 1
         return offset == self.chunk_size or offset % (self.metadata.absorb_tile or self.chunk_size) == 0
 
+    @_alone
     def synchronize(self) -> None:
         """Wait until the device has done everything it was told. Raises `GeckoError` if any of it failed."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        self.player.synchronize()
 
     # Tokens out
 
+    @_alone
     def sample(self, slots: Sequence[int]) -> None:
         """Draw the next current token of each slot from its logits."""
-        self._call_again(["sample"], self._slot_view(slots))
+        self.player.replay(["sample"], [self._slot_view(slots)])
 
+    @_alone
+    def fetch_tokens(self, slots: Sequence[int]) -> Callable[[], list[int]]:
+        """Begin to read the current token of each slot as it is now, after `sample` the one drawn: what is returned
+        waits for that, and for nothing that is issued later."""
+        self._check_slots(slots)
+        read, slots = self.player.fetch(self._state["token"]), list(slots)
+        return lambda: [int(token) for token in read()[slots]]
+
+    @_alone
     def set_sampling(self, slot: int, sampling: Sampling, seed: int) -> None:
         """How `sample` draws in `slot` from now on; forgets the tokens counted for penalties."""
-        self.write("sampling", slot, np.array(sampling.row(), np.float32))
+        row = [getattr(sampling, name) for name in self.metadata.sampling_parameters]
+        self.write("sampling", slot, np.array(row, np.float32))
         words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, 0], np.uint32)
         self.write("random", slot, words.view(np.int32))
         self.write("counts", slot, np.zeros(self._spec("counts").shape, np.int32))
 
+    @_alone
     def set_token(self, slot: int, token: int) -> None:
         """Make `token` the current one, which `decode` consumes."""
         self._check_ids([token], self.vocab_size)
         self.write("token", slot, np.array(token, np.int32))
 
-    def fetch_tokens(self, slots: Sequence[int]) -> Callable[[], list[int]]:
-        """A function that waits for the tokens drawn last, whatever is drawn after them."""
-        tokens = [self.token(slot) for slot in slots]
-        return lambda: tokens
-
+    @_alone
     def token(self, slot: int) -> int:
         """The current token."""
         return int(self.read("token", slot))
 
+    @_alone
     def logits(self, slot: int) -> np.ndarray:
         """The fp32 logits [O] after the last token consumed."""
         return self.read("logits", slot)
 
     # Slots
 
+    @_alone
     def reset(self, slot: int) -> None:
         """The state before the first token."""
-        self._call("reset_slot", self._slot_view([slot]))
+        self.player.play(["reset_slot"], [self._slot_view([slot])])
         self.positions[slot] = 0
 
+    @_alone
     def copy(self, source: int, destination: int) -> None:
         """Make `destination` continue as `source` does."""
-        self._call("copy_slot", self._slot_view([source, destination]))
+        self.player.play(["copy_slot"], [self._slot_view([source, destination])])
         self.positions[destination] = self.positions[source]
 
+    @_alone
     def read(self, name: str, slot: int) -> np.ndarray:
         """One slot's part of the state tensor `name`."""
-        value: np.ndarray = self._slot_part(name, slot).numpy()
-        return value.reshape(self._spec(name).shape)
+        return self.player.download(self._slot_part(name, slot)).reshape(self._spec(name).shape)
 
+    @_alone
     def write(self, name: str, slot: int, value: np.ndarray) -> None:
         """Replace one slot's part of the state tensor `name`."""
-        part = self._slot_part(name, slot)
-        part.copyfrom(value.reshape(part.shape))
+        self.player.upload(self._slot_part(name, slot), value)
 
     # States kept and put back
 
+    @_alone
     def save(self, slot: int) -> Saved:
         """All of a slot's state, in the host's memory, with its checkpoint."""
         tensors = {spec.name: self.read(spec.name, slot) for spec in self.metadata.state}
-        return Saved(self.positions[slot], tensors, self._checkpoints.pop(slot, None))
+        if (checkpoint := self._checkpoints.pop(slot, None)) is not None:
+            for name, value in checkpoint.kept.items():
+                if not isinstance(value, np.ndarray):
+                    checkpoint.kept[name] = self.player.download(value)
+        return Saved(self.positions[slot], tensors, checkpoint)
 
+    @_alone
     def load(self, slot: int, saved: Saved) -> None:
         """Continue in `slot` as what was saved would."""
         for name, value in saved.tensors.items():
@@ -217,22 +253,27 @@ class Engine:
         if saved.checkpoint is not None:
             self._checkpoints[slot] = saved.checkpoint
 
+    @_alone
     def checkpoint(self, slot: int) -> Checkpoint:
         """The slot's state, to go back to; in place of its checkpoint before."""
         self._checkpoints[slot] = Checkpoint(self.positions[slot])
         return self._checkpoints[slot]
 
+    @_alone
     def restore(self, slot: int, checkpoint: Checkpoint) -> None:
         """Back to the slot's checkpoint."""
+        copies = {name: value for name, value in checkpoint.kept.items() if not isinstance(value, np.ndarray)}
+        self.player.copy([(copy, self._slot_part(name, slot)) for name, copy in copies.items()])
         for name, value in checkpoint.kept.items():
-            part = self._slot_part(name, slot)
-            part.copyfrom(value if not isinstance(value, np.ndarray) else value.reshape(part.shape))
+            if name not in copies:
+                self.write(name, slot, value)
         self.positions[slot] = checkpoint.position
 
     def release(self, slot: int) -> None:
         """The slot's checkpoint is not needed any more."""
         self._checkpoints.pop(slot, None)
 
+    @_alone
     def set_draws(self, slot: int, seed: int, tokens: Sequence[int]) -> None:
         """The generator, counts and recent tokens as they are when `tokens` were drawn since `set_sampling`."""
         words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, len(tokens)], np.uint32)
@@ -260,16 +301,13 @@ class Engine:
             yield piece
             start += len(piece)
 
-    def _prefill(self, function: str, slot: int, piece: Sequence[int], *inputs: Any) -> None:
-        self._keep_changing(function, [slot])
-        view = self._tokens._create_view((len(piece),))
-        view.copyfrom(np.asarray(piece, np.int32))
+    def _prefill(self, function: str, slot: int, piece: Sequence[int], *inputs: Tensor) -> None:
+        arguments = [self._filled(self._tokens, piece), *inputs, self._slot_view([slot])]
         whole = function == "prefill" and len(piece) == self.metadata.prefill_chunk_size
-        if whole:
-            self._call_again([function], view, *inputs, self._slot_view([slot]))
-        else:
-            self._call(function, view, *inputs, self._slot_view([slot]))
-        self._advance([slot], len(piece))
+        with interrupts_later():
+            self._keep_changing(function, [slot])
+            (self.player.replay if whole else self.player.play)([function], arguments)
+            self._advance([slot], len(piece))
 
     def _advance(self, slots: Sequence[int], count: int) -> None:
         for slot in slots:
@@ -277,72 +315,44 @@ class Engine:
         complete = [slot for slot in slots if self.positions[slot] % self.chunk_size == 0]
         if complete:
             self._keep_changing("end_chunk", complete)
-            self._call_again(["end_chunk"], self._slot_view(complete))
-
-    def _step(self, slots: Sequence[int], *functions: str) -> None:
-        """`decode`, and what follows it, for each slot."""
-        view = self._slot_view(slots)
-        if any(self._completes_tile(slot) for slot in slots):
-            self._keep_changing("absorb", slots)
-            self._call_again(["absorb"], view)
-        self._keep_changing("decode", slots)
-        self._call_again(functions, view)
-        self._advance(slots, 1)
+            self.player.replay(["end_chunk"], [self._slot_view(complete)])
 
     def _completes_tile(self, slot: int) -> bool:
-        """Whether a GPU is to absorb the previous chunk's tile when the slot's next token is decoded."""
+        """Whether the previous chunk's tile is to be absorbed when the slot's next token is decoded."""
         chunk, offset = divmod(self.positions[slot], self.chunk_size)
         tile = self.metadata.absorb_tile
         return tile is not None and chunk > 0 and ((offset + 1) % tile == 0 or offset + 1 == self.chunk_size)
 
-    def _call_again(self, functions: Sequence[str], *inputs: Any) -> None:
-        """Calls, one after the other, whose inputs have the same addresses each time: on a GPU one graph, from the
-        second time on."""
-        key = (*functions, *(tuple(tensor.shape) for tensor in inputs))
-        if key in self._graphs:
-            self._graphs[key]()
-            return
-
-        def launch() -> None:
-            for function in functions:
-                self._launch(function, *inputs)
-
-        self._run(launch)
-        if self._stream is not None:
-            self._graphs[key] = self._stream.record(launch)
-
-    def _call(self, function: str, *inputs: Any) -> None:
-        self._run(lambda: self._launch(function, *inputs))
-
     def _keep_changing(self, function: str, slots: Sequence[int]) -> None:
         """For the checkpoints of slots: what `function` is about to change."""
         for slot in slots:
-            if (checkpoint := self._checkpoints.get(slot)) is not None:
-                checkpoint.before(function, self.metadata.state, functools.partial(self._copy_of, slot))
+            if (checkpoint := self._checkpoints.get(slot)) is None:
+                continue
+            changing = [s for s in self.metadata.state if function in s.changed_by and s.name not in checkpoint.kept]
+            # On the device what every token changes: the host would wait for it.
+            often = [spec for spec in changing if "decode" in spec.changed_by]
+            copies = {spec.name: self._spare(spec, slot) for spec in often}
+            self.player.copy([(self._slot_part(name, slot), copy) for name, copy in copies.items()])
+            seldom = {spec.name: self.read(spec.name, slot) for spec in changing if spec not in often}
+            checkpoint.kept.update(copies | seldom)
 
-    def _copy_of(self, slot: int, spec: StateTensor) -> Any:
-        # On the device what every token changes: the host would wait for it.
-        if "decode" not in spec.changed_by:
-            return self.read(spec.name, slot)
-        part = self._slot_part(spec.name, slot)
-        return part.copyto(self._empty(tuple(part.shape), spec.dtype))
+    def _spare(self, spec: StateTensor, slot: int) -> Tensor:
+        """Where a checkpoint keeps one slot's part of a state tensor."""
+        if (slot, spec.name) not in self._spares:
+            (self._spares[slot, spec.name],) = self.player.allocate([spec])
+        return self._spares[slot, spec.name]
 
-    def _run(self, launch: Callable[[], None]) -> None:
-        if self._stream is None:
-            launch()
-        else:
-            self._stream.run(launch)
-
-    def _launch(self, function: str, *inputs: Any) -> None:
-        parameters = self._parameters if function in PARAMETRIC_FUNCTIONS else []
-        self._library.functions[function](*inputs, *self._state.values(), *parameters)
-
-    def _slot_view(self, slots: Sequence[int]) -> Any:
+    def _slot_view(self, slots: Sequence[int]) -> Tensor:
         self._check_slots(slots)
-        view = self._slot_ids._create_view((len(slots),))
         if self._named != list(slots):
-            view.copyfrom(np.asarray(slots, np.int32))
+            self._filled(self._slot_ids, slots)
             self._named = list(slots)
+        return self.player.view(self._slot_ids, (len(slots),), "int32")
+
+    def _filled(self, argument: Tensor, values: Sequence[int]) -> Tensor:
+        """The part of an argument that holds `values`, after it was set to them."""
+        view = self.player.view(argument, (len(values),), "int32")
+        self.player.upload(view, np.asarray(values, np.int32))
         return view
 
     def _check_slots(self, slots: Sequence[int]) -> None:
@@ -357,18 +367,17 @@ class Engine:
             wrong = ids[(ids < 0) | (ids >= limit)][0]
             raise GeckoError(f"token id {wrong} is outside the vocabulary of {limit}")
 
-    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return self._tvm.runtime.empty(shape, dtype, self.device)
+    def _result(self, *shape: int) -> Tensor:
+        (tensor,) = self.player.allocate([TensorSpec(name="result", shape=shape, dtype="float32")])
+        return tensor
 
     def _spec(self, name: str) -> StateTensor:
         return next(spec for spec in self.metadata.state if spec.name == name)
 
-    def _slot_part(self, name: str, slot: int) -> Any:
+    def _slot_part(self, name: str, slot: int) -> Tensor:
         self._check_slots([slot])
         spec = self._spec(name)
-        # A view of a scalar keeps one axis.
-        shape = spec.shape or (1,)
-        return self._state[name]._create_view(shape, spec.dtype, slot * tensor_bytes(spec))
+        return self.player.view(self._state[name], spec.shape, spec.dtype, slot * tensor_bytes(spec))
 
 
 def tensor_bytes(spec: StateTensor) -> int:

@@ -38,7 +38,7 @@ class Model:
         # The disk is busy while TVM and the library are loaded.
         with ParameterReader(folder, metadata.parameters) as reader:
             self.library = Library(model_lib)
-            self.engine = Engine(self.library, reader.load(self.library.device, progress))
+            self.engine = Engine(self.library, reader.load(self.library.player, progress))
         self._tokenizer: Tokenizer | None = None
 
     @property

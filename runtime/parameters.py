@@ -5,21 +5,18 @@ Everything is checked here before a byte of a shard is used: the files may come 
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import Parameter
 from gecko_mlc.formats.weights import NUMPY_DTYPES, ShardRecord, checksum_fault, read_tensor_cache
-from gecko_mlc.runtime.players import tvm_runtime
-from gecko_mlc.runtime.state.arena import Memory
+from gecko_mlc.runtime.players.player import Player, Tensor
 
 # Shards that are read at a time: a disk is faster so, and the device's copies overlap.
 READERS = 16
@@ -57,14 +54,14 @@ class ParameterReader:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def load(self, device: Any, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Any]:
-        """The tensors, in the order of `expected`, on `device`; those with a layout made of their codes and scales.
-        `progress` is told bytes done and bytes in all.
+    def load(self, player: Player, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Tensor]:
+        """The tensors, in the order of `expected`, in the memory of `player`; those with a layout made of their codes
+        and scales. `progress` is told bytes done and bytes in all.
 
         Raises `GeckoError` when a shard's sha256, or md5 where there is none, is another.
         """
-        memory = Memory(device, self._expected)
-        done, tensors = 0, {}
+        tensors = dict(zip((p.name for p in self._expected), player.allocate(self._expected), strict=True))
+        done = 0
         parts: dict[str, np.ndarray] = {}  # Of parameters whose other part has not come yet.
         for shard, data in zip(self._shards, self._contents(), strict=True):
             for record in shard.records:
@@ -83,9 +80,8 @@ class ParameterReader:
                         continue
                     q_weight, q_scale = (parts.pop(name) for name in names)
                     value = spec.layout.pack(q_weight, q_scale, spec.inputs)
-                tensors[spec.name] = memory.empty(spec.shape, spec.dtype)
-                copy_into(tensors[spec.name], value)
-        return [tensors[spec.name] for spec in self._expected]
+                player.upload(tensors[spec.name], value)
+        return list(tensors.values())
 
     def _contents(self) -> Iterator[np.ndarray]:
         """The bytes of each shard, until the next is asked for; the next ones are read and checked meanwhile."""
@@ -112,11 +108,3 @@ def _read(folder: Path, shard: ShardRecord, buffer: np.ndarray) -> tuple[np.ndar
     if fault := checksum_fault(shard, buffer[:done], *shard.checksums()[0]):
         raise GeckoError(f"{folder}: {fault}")
     return buffer, done
-
-
-def copy_into(tensor: Any, array: np.ndarray) -> None:
-    """Copy `array` into a device tensor of the same shape and dtype."""
-    # `tensor.copyfrom` copies bf16 within the host first, at a tenth of the speed.
-    copy = tvm_runtime.load().get_global_func("runtime.TVMTensorCopyFromBytes")
-    array = np.ascontiguousarray(array)
-    copy(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 # The compiler, before anything loads TVM's runtime alone.
-import tvm
+import tvm  # noqa: F401
 from support.models import Golden, in_memory, load_golden, with_derived
 
 # Wide enough that no message is wrapped.
@@ -71,7 +71,9 @@ def engine(compiled: Callable[..., Path]) -> Callable[..., Engine]:
     ) -> Engine:
         library = Library(compiled(config, scheme, slots, state))
         values = with_derived(config, parameters)
-        tensors = [tvm.runtime.tensor(in_memory(spec, values[spec.name])) for spec in library.metadata.parameters]
+        tensors = library.player.allocate(library.metadata.parameters)
+        for spec, tensor in zip(library.metadata.parameters, tensors, strict=True):
+            library.player.upload(tensor, in_memory(spec, values[spec.name]))
         return Engine(library, tensors)
 
     return build

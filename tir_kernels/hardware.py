@@ -1,10 +1,28 @@
-"""What a schedule has to know of the processor it is written for."""
+"""What a schedule has to know of the processor it is written for.
+
+The class of a target's hardware makes it of what libraries say of the target: `CPU.of(spec)`.
+"""
 
 from __future__ import annotations
 
 import enum
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+from gecko_mlc.formats.group_quantization import GroupLayout, GroupQuantization
+from gecko_mlc.formats.library import CUDATarget, TargetSpec
+
+
+class Hardware(Protocol):
+    """What the model has to know of any."""
+
+    @property
+    def absorb_tile(self) -> int | None:
+        """Tokens after which `absorb` is called, where the memory's write is spread over a chunk's tokens (8c); None
+        where `end_chunk` does it all."""
+
+    def weight_format(self, group: GroupQuantization) -> GroupLayout:
+        """How quantized matrices lie in memory."""
 
 
 class ByteDot(enum.Enum):
@@ -22,6 +40,28 @@ class CPU(NamedTuple):
     lanes: int = 16
     registers: int = 32
     byte_dot: ByteDot = ByteDot.PLAIN
+
+    absorb_tile = None
+
+    @classmethod
+    def of(cls, spec: TargetSpec) -> CPU:
+        """The one that has the features."""
+        features = set(spec.features)
+
+        def pairs(needed: str) -> ByteDot:
+            return ByteDot.PAIRS if needed in features else ByteDot.PLAIN
+
+        if spec.triple.startswith("aarch64"):
+            return cls(4, 32, ByteDot.NEON if "dotprod" in features else ByteDot.PLAIN)
+        if "avx512f" in features:
+            return cls(16, 32, ByteDot.VNNI if "avx512vnni" in features else pairs("avx512bw"))
+        if "avx" in features:
+            return cls(8, 16, ByteDot.VNNI if "avxvnni" in features else pairs("avx2"))
+        return cls(4, 16)
+
+    def weight_format(self, group: GroupQuantization) -> GroupLayout:
+        """As many outputs side by side as a vector has lanes; codes that bytes can be made of."""
+        return GroupLayout(quantization=group, lanes=self.lanes, code_bits=4 if group.bits == 3 else group.bits)
 
     def width(self, extent: int) -> int:
         """The widest vector that divides a contiguous `extent`."""
@@ -42,6 +82,17 @@ class CUDA(NamedTuple):
     """NVIDIA GPUs of some compute capabilities (80 is sm_80), all served by one launch configuration."""
 
     architectures: tuple[int, ...]
+
+    absorb_tile = 64
+
+    @classmethod
+    def of(cls, spec: CUDATarget) -> CUDA:
+        """Those of the compute capabilities."""
+        return cls(spec.architectures)
+
+    def weight_format(self, group: GroupQuantization) -> GroupLayout:
+        """Single rows, codes as in files."""
+        return GroupLayout(quantization=group, lanes=1, code_bits=group.bits)
 
     @property
     def shared_memory(self) -> int:

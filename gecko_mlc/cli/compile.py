@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +10,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from gecko_mlc.cli.options import StateDtypeOption, console, parse_overrides, show_arguments
+from gecko_mlc.cli.options import AUTO, StateDtypeOption, console, parse_overrides, show_arguments
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.runtime.devices import nvidia
+from gecko_mlc.targets import find, names, targets
 
 if TYPE_CHECKING:
-    from gecko_mlc.compile.kernels import DeviceFunction, Kernel
     from gecko_mlc.compile.library import Compiled
-
 
 ConfigArgument = Annotated[
     str,
@@ -43,7 +40,14 @@ def compile(
     output: Annotated[Path, typer.Option("-o", "--output", help="The library; its suffix is its format (.so).")],
     quantization: QuantizationOption = None,
     state_dtype: StateDtypeOption = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="|".join((AUTO, *names())),
+            help="What to compile for; auto is this machine's GPU if it has one.",
+        ),
+    ] = AUTO,
     arch: ArchOption = None,
     host: Annotated[
         str | None,
@@ -70,9 +74,9 @@ def compile(
     compiled = compile_model(model, output, quantization, state_dtype, device, arch, host, mcpu, overrides, debug_dump)
     from gecko_mlc.compile.kernels import launches_of
 
-    target, layers = compiled.metadata.target, compiled.metadata.config["num_layers"]
-    for function in ("decode", "prefill", None) if kernels else ("decode",) * (target.kind == "cuda"):
-        print_kernels(compiled.kernels, layers, target.architectures, function)
+    layers = compiled.metadata.config["num_layers"]
+    for function in ("decode", "prefill", None) if kernels else ("decode",) * bool(compiled.target.columns):
+        print_kernels(compiled, layers, function)
     launches, in_layer, besides = launches_of(compiled.kernels, "decode", layers)
     console.print(
         f"decode: {launches} launches, {in_layer} a layer and {besides} besides; {len(compiled.kernels)} kernels in all"
@@ -103,20 +107,17 @@ def compile_model(
     limits = parse_overrides(overrides, {"max_batch_size": 1, "prefill_chunk_size": 2048})
     # The compiler loads here, after everything that could be refused without it.
     from gecko_mlc.compile.library import compile_library
-    from gecko_mlc.compile.target import compile_target, portable_cpu
+    from gecko_mlc.compile.target import compile_target
 
-    installed = nvidia.usable() if device == "auto" else nvidia.capability()
     try:
         dtypes = scheme(name, state_dtype)
-        target = compile_target(device, host, mcpu or (portable_cpu() if portable else None), arch, installed)
+        target = compile_target(device, host, mcpu, arch, installed(device), portable)
         show_arguments(
             model=model,
             quantization=name,
             state_dtype=dtypes.state_dtype,
             device=target.spec.kind,
-            arch=",".join(f"sm_{a}" for a in target.spec.architectures) or None,
-            host=target.spec.triple,
-            mcpu=target.spec.mcpu,
+            **target.arguments(),
             **limits,
         )
         with console.status("") as status:
@@ -133,6 +134,13 @@ def compile_model(
         raise GeckoError(str(error)) from None
 
 
+def installed(device: str) -> dict[str, int]:
+    """The architectures of this machine's devices, by their targets; for `auto`, of those that run libraries."""
+    known = [t for t in targets() if t.player.usable()] if device == AUTO else [find(device)]
+    found = {target.name: target.player.installed() for target in known}
+    return {name: architecture for name, architecture in found.items() if architecture is not None}
+
+
 def default_quantization(model: str) -> str:
     """The model folder's, or q0f32."""
     from gecko_mlc.formats.chat_config import CHAT_CONFIG, read_chat_config
@@ -141,31 +149,22 @@ def default_quantization(model: str) -> str:
     return read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"
 
 
-def print_kernels(
-    kernels: Sequence[Kernel], layers: int, architectures: Sequence[int], function: str | None = None
-) -> None:
-    """A table of one function's kernels on standard output; without one, of those of neither decode nor prefill.
-
-    What differs by architecture is given in their order, once where it is the same for all.
-    """
+def print_kernels(compiled: Compiled, layers: int, function: str | None = None) -> None:
+    """A table of one function's kernels on standard output; without one, of those of neither decode nor prefill."""
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("kernel", no_wrap=True)
     table.add_column(function or "others")
-    if architectures:
-        names = ", ".join(f"sm_{a}" for a in architectures)
-        table.caption, table.caption_justify = f"{names}; shared memory in KiB, stack and spills in bytes", "left"
-        for name in ("threads", "registers", "shared", "stack", "spills"):
-            table.add_column(name, justify="right", no_wrap=True)
-    for kernel in kernels:
+    for name in compiled.target.columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.caption, table.caption_justify = compiled.target.caption or None, "left"
+    for kernel in compiled.kernels:
         if function in kernel.launches:
             row = [kernel.name, _launches(kernel.launches[function], layers)]
         elif function is None and not {"decode", "prefill"} & set(kernel.launches):
             row = [kernel.name, ", ".join(kernel.launches)]
         else:
             continue
-        # A line for each device function.
-        columns = zip(*(_usage(function, architectures) for function in kernel.device_functions), strict=True)
-        table.add_row(*row, *map("\n".join, columns))
+        table.add_row(*row, *compiled.target.row(kernel))
     Console(highlight=False).print(table)
 
 
@@ -173,15 +172,3 @@ def _launches(count: int, layers: int) -> str:
     """Launches of a function, like "2 a layer + 1"."""
     in_layer, besides = divmod(count, layers)
     return " + ".join([f"{in_layer} a layer"] * (in_layer > 0) + [str(besides)] * (besides > 0))
-
-
-def _usage(function: DeviceFunction, architectures: Sequence[int]) -> list[str]:
-    usages = [function.usage[a] for a in architectures]
-    columns = (
-        [str(function.threads)],
-        [str(u.registers) for u in usages],
-        [f"{(u.shared_bytes + function.dynamic_shared_bytes) / 1024:.1f}" for u in usages],
-        [str(u.stack_bytes) for u in usages],
-        [str(u.spill_bytes) for u in usages],
-    )
-    return [" ".join(values if len(set(values)) > 1 else values[:1]) for values in columns]

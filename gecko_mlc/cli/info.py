@@ -11,10 +11,9 @@ from typing import Annotated
 import typer
 
 from gecko_mlc import __version__
-from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER, RUNTIME_LIBRARY
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.library import TargetSpec
-from gecko_mlc.runtime.devices import host, nvidia
+from gecko_mlc.runtime.devices import host
+from gecko_mlc.targets import targets
 
 
 def info(
@@ -54,7 +53,7 @@ def machine_rows() -> list[tuple[str, str]]:
     wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bf16", "avx512vnni", "neon", "dotprod")
     if features is not None:
         rows.append(("features", " ".join(name for name in wanted if name in features)))
-    rows += gpu_rows()
+    rows += device_rows()
     for package, use in (
         ("apache-tvm", "required"),
         ("apache-tvm-ffi", "required"),
@@ -68,49 +67,12 @@ def machine_rows() -> list[tuple[str, str]]:
     return rows
 
 
-def gpu_rows() -> list[tuple[str, str]]:
-    """This machine's first GPU, and what it takes to run libraries on it and to compile them."""
-    needed, driver, capability = _version(MINIMUM_DRIVER), nvidia.driver_version(), nvidia.capability()
-    if driver is None:
-        driver_row = f"none (to run on NVIDIA GPUs: install the driver, for CUDA {needed} or later)"
-    elif driver < MINIMUM_DRIVER:
-        driver_row = f"for CUDA {_version(driver)}, too old: update it to one for CUDA {needed} or later"
-    else:
-        driver_row = f"for CUDA {_version(driver)}"
-    return [
-        ("gpu", "none" if capability is None else f"{nvidia.name()}, sm_{capability}"),
-        ("gpu driver", driver_row),
-        (
-            "cuda runtime",
-            nvidia.find_cudart() or f"no {RUNTIME_LIBRARY} (to run on NVIDIA GPUs: pip install nvidia-cuda-runtime)",
-        ),
-        ("tvm's cuda runtime", _cuda_backend()),
-        ("cuda compiler", _cuda_compiler()),
-    ]
-
-
-def _version(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
-
-
-def _cuda_backend() -> str:
-    tvm = importlib.util.find_spec("tvm")
-    if tvm is None or tvm.origin is None:
-        return "no tvm (pip install gecko-mlc)"
-    library = Path(tvm.origin).parent / "lib" / "libtvm_runtime_cuda.so"
-    return str(library) if library.is_file() else f"no {library} (TVM's packages for Linux have it)"
-
-
-def _cuda_compiler() -> str:
-    try:
-        from gecko_mlc.compile.backends.cuda.compiler import find_compiler
-    except ModuleNotFoundError:
-        return "none (this is the part of gecko-mlc that runs models)"
-    try:
-        compiler = find_compiler()
-    except RuntimeError as error:
-        return f"none ({error})"
-    return f"{compiler.name}, {compiler.path}"
+def device_rows() -> list[tuple[str, str]]:
+    """This machine's devices, and what it takes to run libraries on them and to compile them."""
+    rows = [row for target in targets() for row in target.player.rows()]
+    if importlib.util.find_spec("gecko_mlc.compile") is None:
+        return [*rows, ("compiler", "none (this is the part of gecko-mlc that runs models)")]
+    return [*rows, *(row for target in targets() for row in target.backend.tools())]
 
 
 def folder_rows(folder: Path, check: bool) -> list[tuple[str, str]]:
@@ -148,9 +110,7 @@ def library_rows(path: Path) -> list[tuple[str, str]]:
         ("library", str(path)),
         ("ABI", str(m.abi_version)),
         ("TVM", m.tvm_version),
-        ("target", f"{m.target.kind} {m.target.triple} {m.target.mcpu}"),
-        ("CPU features", " ".join(m.target.features)),
-        *_gpu_target_rows(m.target),
+        *m.target.rows(),
         ("runs here", _runs_here(path)),
         ("quantization", m.quantization),
         ("state dtype", m.state_dtype),
@@ -160,16 +120,6 @@ def library_rows(path: Path) -> list[tuple[str, str]]:
         ("parameters", f"{sum(p.elements for p in m.parameters):,}"),
         ("bytes of workspace", f"{max(m.workspace_bytes.values()):,}"),
         *((name, str(value)) for name, value in m.config.items()),
-    ]
-
-
-def _gpu_target_rows(target: TargetSpec) -> list[tuple[str, str]]:
-    if target.minimum_cuda is None:
-        return []
-    return [
-        ("machine code", " ".join(f"sm_{a}" for a in target.architectures)),
-        ("PTX", " ".join(f"compute_{a}" for a in target.ptx)),
-        ("CUDA", f"{_version(target.minimum_cuda)} or later"),
     ]
 
 

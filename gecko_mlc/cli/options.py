@@ -24,7 +24,9 @@ from rich.progress import (
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.quantization import QUANTIZATIONS
+from gecko_mlc.targets import names
 
+AUTO = "auto"
 # Messages go to standard error; standard output is for results alone.
 console = Console(stderr=True, highlight=False)
 
@@ -36,7 +38,12 @@ ModelLibOption = Annotated[
     typer.Option("--model-lib", help="A compiled library; by default one is compiled for this machine."),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="Without --model-lib: cpu, cuda, or auto, this machine's GPU if it has one.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="|".join((AUTO, *names())),
+        help="Without --model-lib: what to run on; auto is this machine's GPU if it has one.",
+    ),
 ]
 StateDtypeOption = Annotated[
     str | None,

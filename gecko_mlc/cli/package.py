@@ -12,6 +12,7 @@ from gecko_mlc.cli.compile import ArchOption, OverridesOption, QuantizationOptio
 from gecko_mlc.cli.options import StateDtypeOption, byte_progress, console, say
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.devices import host
+from gecko_mlc.targets import find, names
 
 
 def package(
@@ -20,7 +21,7 @@ def package(
         typer.Argument(metavar="MODEL...", help="Model folders, or configs and presets, which have no weights."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")],
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")],
+    device: Annotated[str, typer.Option("--device", metavar="|".join(names()), help="What to run on.")],
     arch: ArchOption = None,
     quantization: QuantizationOption = None,
     state_dtype: StateDtypeOption = None,
@@ -38,14 +39,12 @@ def package(
     from gecko_mlc.formats.chat_config import CHAT_CONFIG
     from gecko_mlc.package.runtime import copy_model, new_folder, total_bytes, write_runtime
 
-    if device not in ("cpu", "cuda"):
-        raise GeckoError(f"--device {device!r}: expected cpu or cuda")
     names = [_name(model, quantization) for model in models]
     models = [str(model_folder(model, say)) if model == DEMO else model for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise GeckoError(f"two of the models are called {twice[0]}; rename one")
     with new_folder(output) as folder:
-        write_runtime(folder, device == "cuda", host.architecture(), names)
+        write_runtime(folder, find(device).player, host.architecture(), names)
         size = total_bytes(folder)
         for model, name in zip(models, names, strict=True):
             (folder / name).mkdir()

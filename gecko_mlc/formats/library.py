@@ -1,7 +1,6 @@
 """What a compiled library says of itself: the contract between the compiler and every runtime.
 
-Pure data, no TVM. `ABI_VERSION` changes whenever a function's arguments, the state's meaning or the
-metadata's layout do.
+Pure data, no TVM.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ import json
 import math
 import mmap
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.group_quantization import GroupLayout, GroupQuantization
+from gecko_mlc.formats.versions import ABI_VERSION
+from gecko_mlc.targets import find
 
-ABI_VERSION = 3
 # What a library's file holds before the metadata's JSON, which ends in a zero byte.
 METADATA_MARKER = b"\x01gecko-mlc metadata\x01"
 
@@ -58,13 +58,24 @@ FUNCTIONS: dict[str, tuple[Input, ...]] = {
 }
 # The functions that take the parameters, after the state.
 PARAMETRIC_FUNCTIONS = frozenset({"prefill", "prefill_logits", "score", "decode"})
-# Those of GPUs alone, where the memory's write is spread over tokens.
-GPU_FUNCTIONS = frozenset({"absorb"})
+
+# Columns of the state tensor `sampling`.
+SAMPLING_PARAMETERS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+# How many tokens the state tensor `recent` remembers for a host that reads them late.
+RECENT_TOKENS = 64
 
 
-def functions_of(kind: str) -> dict[str, tuple[Input, ...]]:
-    """Of `FUNCTIONS`, those of a library for a `TargetSpec.kind`."""
-    return {name: inputs for name, inputs in FUNCTIONS.items() if kind != "cpu" or name not in GPU_FUNCTIONS}
+def functions_of(absorb_tile: int | None) -> dict[str, tuple[Input, ...]]:
+    """Of `FUNCTIONS`, those of a library with this `Metadata.absorb_tile`."""
+    return {name: inputs for name, inputs in FUNCTIONS.items() if name != "absorb" or absorb_tile is not None}
 
 
 class TensorSpec(BaseModel):
@@ -118,22 +129,30 @@ class StateTensor(TensorSpec):
 
 
 class TargetSpec(BaseModel):
-    """The machine a library was compiled for: the CPU of its kernels, or of the host code that launches them.
-
-    `features` are the CPU's that the code uses. For GPUs (`kind` cuda): the compute capabilities, as 80 for
-    8.0, that machine code is for (`architectures`) and that PTX is for (`ptx`), and the CUDA version that the
-    driver has to support (`minimum_cuda`).
+    """The machine a library was compiled for, by its `kind`, a target's name; here the CPU of its code: that of the
+    kernels, or the host's that launches them. `features` are the CPU's that the code uses.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["cpu", "cuda"]
+    kind: str
     triple: str
     mcpu: str
     features: tuple[str, ...]
-    architectures: tuple[int, ...] = ()
-    ptx: tuple[int, ...] = ()
-    minimum_cuda: tuple[int, int] | None = None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What `info` tells of it, names and values."""
+        return [("target", f"{self.kind} {self.triple} {self.mcpu}"), ("CPU features", " ".join(self.features))]
+
+
+class CUDATarget(TargetSpec):
+    """NVIDIA GPUs: the compute capabilities, as 80 for 8.0, that machine code is for (`architectures`) and that PTX is
+    for (`ptx`), and the CUDA version that the driver has to support (`minimum_cuda`).
+    """
+
+    architectures: tuple[int, ...]
+    ptx: tuple[int, ...]
+    minimum_cuda: tuple[int, int]
 
     def has_machine_code(self, capability: int) -> bool:
         """Whether a GPU of this compute capability runs the library's machine code.
@@ -150,6 +169,20 @@ class TargetSpec(BaseModel):
         """Whether a GPU of this compute capability runs the library, if need be after its driver compiled the PTX."""
         return self.has_machine_code(capability) or any(p <= capability for p in self.ptx)
 
+    def rows(self) -> list[tuple[str, str]]:
+        """See `TargetSpec`."""
+        return [
+            *super().rows(),
+            ("machine code", " ".join(f"sm_{a}" for a in self.architectures)),
+            ("PTX", " ".join(f"compute_{p}" for p in self.ptx)),
+            ("CUDA", f"{'.'.join(map(str, self.minimum_cuda))} or later"),
+        ]
+
+
+def _of_its_kind(target: Any) -> Any:
+    """A target in JSON, by the class that its kind's entry names."""
+    return find(target["kind"]).spec.model_validate(target) if isinstance(target, dict) else target
+
 
 class Metadata(BaseModel):
     """The JSON in a library's file, after `METADATA_MARKER`; its `_metadata` returns the same."""
@@ -161,13 +194,15 @@ class Metadata(BaseModel):
     config: dict[str, Any] = Field(alias="model_config")
     quantization: str
     state_dtype: str
-    target: TargetSpec
+    target: Annotated[SerializeAsAny[TargetSpec], BeforeValidator(_of_its_kind)]
     max_batch_size: int
     prefill_chunk_size: int
     # Tokens of a chunk after which `absorb` is called, before the last of them is decoded; prefill does it itself.
     absorb_tile: int | None = None
     parameters: tuple[Parameter, ...]
     state: tuple[StateTensor, ...]
+    sampling_parameters: tuple[str, ...] = SAMPLING_PARAMETERS
+    recent_tokens: int = RECENT_TOKENS
     # Bytes of planned storage of each function.
     workspace_bytes: dict[str, int]
     tvm_version: str
@@ -176,7 +211,7 @@ class Metadata(BaseModel):
 def read_metadata(path: Path) -> Metadata:
     """The metadata of the library at `path`.
 
-    Raises `GeckoError` for a file that is missing, is no library, or is one of another ABI.
+    Raises `GeckoError` for a file that is missing, is no library, or is one of another ABI or an unknown target.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -190,11 +225,14 @@ def read_metadata(path: Path) -> Metadata:
     except OSError as error:
         raise GeckoError(f"{path}: {error.strerror}") from None
     if not text:
-        raise GeckoError(f"{path}: not a library of gecko-mlc, which hold metadata")
+        raise GeckoError(f"{path}: not a library of gecko-mlc, or not all of one: it holds no metadata")
+    mend = "compile it again with `gecko-mlc compile`"
     try:
         version = json.loads(text)["abi_version"]
         if version != ABI_VERSION:
-            raise GeckoError(f"{path}: ABI version {version}, expected {ABI_VERSION}; compile it again")
+            raise GeckoError(f"ABI version {version}, expected {ABI_VERSION}; {mend}")
         return Metadata.model_validate_json(text)
-    except (ValueError, KeyError, TypeError, ValidationError):
-        raise GeckoError(f"{path}: its metadata cannot be read, the file is damaged; compile it again") from None
+    except GeckoError as error:
+        raise GeckoError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise GeckoError(f"{path}: its metadata cannot be read, the file is damaged; {mend}") from None

@@ -7,13 +7,10 @@ import math
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
-from gecko_mlc.model.cpu import CPULaunches
-from gecko_mlc.model.cuda import CUDALaunches
 from gecko_mlc.model.parameters import Block, Output, RotaryTables
 from gecko_mlc.model.quantize import Matrix, matrix
 from gecko_mlc.model.trace import Build, Call, State
 from gecko_mlc.state import state_tensors
-from gecko_mlc.tir_kernels.hardware import CUDA
 from gecko_mlc.tir_kernels.phase import Phase
 
 
@@ -23,7 +20,7 @@ class Gecko(nn.Module):
     def __init__(self, build: Build) -> None:
         self.build = build
         self.specs = tuple(state_tensors(build.config, build.quantization, build.machine))
-        self.launches = CUDALaunches(build) if isinstance(build.machine, CUDA) else CPULaunches(build)
+        self.launches = build.launches(build)
         c = build.config
         self.embed = nn.Embedding(c.vocab_size, c.model_dim, build.quantization.model_dtype)
         self.rope = RotaryTables(build.config)
@@ -67,7 +64,6 @@ class Gecko(nn.Module):
 
     def absorb(self, slot_ids: Tensor, *state: Tensor) -> list[Tensor]:
         """What tokens that complete a tile add for the memory, of each slot; before they are decoded."""
-        assert isinstance(self.launches, CUDALaunches)
         states = State(self.specs, state)
         for layer in self.layers:
             self.launches.absorb(slot_ids, states, layer.prefix)

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tvm import tirx
 from tvm.relax.frontend.nn import Tensor, op
 
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.formats.group_quantization import Dense, GroupLayout, WeightFormat
+from gecko_mlc.formats.group_quantization import Dense, WeightFormat
 from gecko_mlc.formats.library import StateTensor
 from gecko_mlc.formats.quantization import Quantization
-from gecko_mlc.tir_kernels.cuda.memory.working_memory import TILE
-from gecko_mlc.tir_kernels.hardware import CPU, CUDA
+from gecko_mlc.tir_kernels.hardware import Hardware
 from gecko_mlc.tir_kernels.phase import Phase
 
 
 class Build(NamedTuple):
-    """What decides the kernels of a library: the model, its dtypes, the machine and the slots."""
+    """What decides the kernels of a library: the model, its dtypes, the machine, the slots, and `launches`, the class
+    whose methods launch the parts of a function."""
 
     config: GeckoConfig
     quantization: Quantization
-    machine: CPU | CUDA
+    machine: Hardware
     slots: int
-
-    @property
-    def kind(self) -> str:
-        """The `TargetSpec.kind` of the machine."""
-        return "cuda" if isinstance(self.machine, CUDA) else "cpu"
-
-    @property
-    def absorb_tile(self) -> int | None:
-        """Tokens after which `absorb` is called (8c), None where `end_chunk` writes the memory."""
-        return TILE if isinstance(self.machine, CUDA) else None
+    launches: Callable[[Build], Any]
 
     @property
     def value_tensors(self) -> tuple[str, ...]:
@@ -46,9 +37,7 @@ class Build(NamedTuple):
         group = self.quantization.group
         if group is None:
             return Dense(self.quantization.model_dtype)
-        if isinstance(self.machine, CUDA):
-            return GroupLayout(quantization=group, lanes=1, code_bits=group.bits)
-        return GroupLayout(quantization=group, lanes=self.machine.lanes, code_bits=4 if group.bits == 3 else group.bits)
+        return self.machine.weight_format(group)
 
 
 class State:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.weights import TENSOR_CACHE, read_tensor_cache
+from gecko_mlc.runtime.players.player import Player
 
 # The running side; everything else compiles, trains or checks.
 # With all folders below them, or the files alone.
@@ -39,8 +40,6 @@ _COMPILER_FOLDERS = (
     "topi",
     "web",
 )
-_RUNTIME_LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
-_CUDA_LIBRARY = "libtvm_runtime_cuda.so"
 
 _LAUNCHER = """\
 #!/usr/bin/env python3
@@ -61,7 +60,7 @@ main()
 _README = """\
 # Gecko models, ready to run
 
-This folder needs Python 3.10 or later on Linux ({architecture}){driver}:
+This folder needs Python 3.10 or later on Linux ({architecture}){needs}:
 
     python3 -m venv venv
     venv/bin/pip install -r requirements.txt
@@ -89,18 +88,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_runtime(folder: Path, cuda: bool, architecture: str, models: Sequence[str]) -> None:
-    """Everything but the models: what runs them, for CPUs or also for NVIDIA GPUs."""
+def write_runtime(folder: Path, player: type[Player], architecture: str, models: Sequence[str]) -> None:
+    """Everything but the models: what runs them by `player`."""
     python = folder / "python"
     for package, nested in _PACKAGES.items():
         _copy_python(_location(package), python / package.replace(".", "/"), nested)
-    _copy_tvm(python, cuda)
+    if player.tvm_libraries:
+        _copy_tvm(python, player.tvm_libraries)
     launcher = folder / "gecko-mlc"
     launcher.write_text(_LAUNCHER)
     launcher.chmod(0o755)
-    (folder / "requirements.txt").write_text("\n".join(_requirements(cuda)) + "\n")
-    driver = ", and NVIDIA's driver for CUDA 13" if cuda else ""
-    (folder / "README.md").write_text(_README.format(architecture=architecture, driver=driver, model=models[0]))
+    (folder / "requirements.txt").write_text("\n".join(_requirements(player)) + "\n")
+    needs = f", and {player.needs}" if player.needs else ""
+    (folder / "README.md").write_text(_README.format(architecture=architecture, needs=needs, model=models[0]))
 
 
 def copy_model(source: Path, folder: Path, weights: bool, progress: Callable[[int, int], None]) -> None:
@@ -136,11 +136,11 @@ def _copy_python(source: Path, target: Path, nested: bool, without: Sequence[str
             shutil.copyfile(file, target / relative)
 
 
-def _copy_tvm(python: Path, cuda: bool) -> None:
+def _copy_tvm(python: Path, libraries: Sequence[str]) -> None:
     tvm = _location("tvm")
     _copy_python(tvm, python / "tvm", nested=True, without=_COMPILER_FOLDERS)
     (python / "tvm" / "lib").mkdir()
-    for name in (*_RUNTIME_LIBRARIES, *([_CUDA_LIBRARY] if cuda else [])):
+    for name in libraries:
         shutil.copyfile(tvm / "lib" / name, python / "tvm" / "lib" / name)
     for name in ("LICENSE", "NOTICE"):
         shutil.copyfile(tvm / name, python / "tvm" / name)
@@ -151,10 +151,10 @@ def _copy_tvm(python: Path, cuda: bool) -> None:
     metadata.write_text(distribution("apache-tvm").read_text("METADATA") or "")
 
 
-def _requirements(cuda: bool) -> list[str]:
-    """What the running side needs from PyPI: all that gecko-mlc does but TVM, which comes along."""
+def _requirements(player: type[Player]) -> list[str]:
+    """What the running side needs from PyPI: all that gecko-mlc does but TVM, which comes along, and what `player`
+    does, in the version of gecko-mlc's extras if they name it."""
     declared = requires("gecko-mlc") or []
     needed = [r for r in declared if ";" not in r and not r.startswith("apache-tvm==")]
-    if cuda:
-        needed += [r.split(";")[0] for r in declared if r.startswith("nvidia-cuda-runtime") and "extra" in r]
-    return needed
+    extras = [r.split(";")[0].strip() for r in declared if "extra" in r]
+    return needed + [next((r for r in extras if r.startswith(name)), name) for name in player.requirements]

@@ -16,9 +16,9 @@ import numpy as np
 from pydantic import BaseModel
 
 from gecko_mlc.formats.library import Metadata
-from gecko_mlc.runtime.devices import host, nvidia
+from gecko_mlc.runtime.devices import host
 from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.measure.ceilings import GPU, Ceilings, Machine, median
+from gecko_mlc.runtime.measure.ceilings import Ceilings, Device, Machine, median
 from gecko_mlc.runtime.measure.costs import decode_bytes, prefill_flop
 
 SCHEMA_VERSION = 1
@@ -80,8 +80,8 @@ def run(
     """
     metadata = engine.metadata
     progress("the machine's limits")
-    on_gpu = metadata.target.kind == "cuda"
-    limits = GPU(engine.device) if on_gpu else Machine()
+    player = engine.player
+    limits = Machine() if player.on_host else Device(player)
     rng = np.random.default_rng(0)
     stream = rng.integers(0, engine.vocab_size, max(depths) + prompt_tokens + decode_tokens + 1).tolist()
     counts = {"prefill": prompt_tokens, "decode": decode_tokens}
@@ -105,7 +105,7 @@ def run(
         quantization=metadata.quantization,
         cpu=host.cpu_name(),
         cores=host.usable_cores(),
-        gpu=nvidia.name() if on_gpu else None,
+        gpu=None if player.on_host else player.device_name(),
         target=metadata.target.mcpu,
         ceilings=median([run.ceilings for several in runs.values() for run in several]),
         measurements=[

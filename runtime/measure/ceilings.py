@@ -7,18 +7,18 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
+from gecko_mlc.formats.library import TensorSpec
 from gecko_mlc.runtime.devices import host
-from gecko_mlc.runtime.players import tvm_runtime
+from gecko_mlc.runtime.players.player import Player
 
 
 class Ceilings(BaseModel):
-    """What this machine can do: of a CPU reading memory, and an fp32 matrix product, with all usable cores; of a GPU
-    bytes that a copy reads and writes."""
+    """What this machine can do: of a CPU reading memory, and an fp32 matrix product, with all usable cores; of another
+    device bytes that a copy reads and writes."""
 
     memory_gb_per_second: float
     matmul_gflop_per_second: float | None
@@ -56,24 +56,24 @@ class Machine:
         )
 
 
-class GPU:
-    """Measures what this machine's GPU can do."""
+class Device:
+    """Measures what the device of a player can do that is not the host."""
 
-    def __init__(self, device: Any) -> None:
-        self._device = device
-        self._arrays = [tvm_runtime.load().runtime.empty((2**28,), "float32", device) for _ in range(2)]
+    def __init__(self, player: Player) -> None:
+        self._player = player
+        shape = (2**28,)
+        self._arrays = player.allocate([TensorSpec(name=n, shape=shape, dtype="float32") for n in ("from", "to")])
         self.measure()
 
     def measure(self) -> Ceilings:
         """The best of three, of copying 1 GiB five times."""
         best = math.inf
-        source, destination = self._arrays
         for _ in range(3):
-            self._device.sync()
+            self._player.synchronize()
             begun = time.perf_counter()
             for _ in range(5):
-                source.copyto(destination)
-            self._device.sync()
+                self._player.copy([tuple(self._arrays)])
+            self._player.synchronize()
             best = min(best, (time.perf_counter() - begun) / 5)
         return Ceilings(memory_gb_per_second=2 * 2**30 / best / 1e9, matmul_gflop_per_second=None)
 

@@ -73,4 +73,4 @@ def _positions_taken_in(metadata: Metadata, position: int) -> int:
     size = int(metadata.config["chunk_size"])
     if chunk == 0:
         return 0
-    return 1 if metadata.target.kind == "cuda" else size * (offset == size - 1)
+    return size * (offset == size - 1) if metadata.absorb_tile is None else 1

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.devices import host, nvidia
+from gecko_mlc.runtime.interrupts import interrupts_later
+
+CUDA_LIBRARY = "libtvm_runtime_cuda.so"
 
 
 def load() -> Any:
@@ -34,7 +32,7 @@ def load() -> Any:
     if hide_torch:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        with _interrupts_later():
+        with interrupts_later():
             import tvm
     finally:
         if hide_torch:
@@ -49,29 +47,6 @@ def load() -> Any:
     return tvm
 
 
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C counts when the block has ended: where extension modules are imported, what it raises is lost, or becomes
-    another error."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = False
-
-    def handler(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        # None is a handler that Python did not install.
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-        if pressed:
-            signal.raise_signal(signal.SIGINT)
-
-
 def load_cuda() -> ctypes.CDLL:
     """Make TVM able to run libraries for NVIDIA GPUs; CUDA's runtime library.
 
@@ -84,7 +59,7 @@ def load_cuda() -> ctypes.CDLL:
             "no CUDA 13 runtime library (libcudart.so.13): install CUDA 13, or pip install nvidia-cuda-runtime"
         )
     cudart = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-    backend = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    backend = Path(tvm.__file__).parent / "lib" / CUDA_LIBRARY
     try:
         ctypes.CDLL(str(backend), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:

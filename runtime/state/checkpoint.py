@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from gecko_mlc.formats.library import StateTensor
 
 
 class Checkpoint:
@@ -21,12 +19,6 @@ class Checkpoint:
     def __init__(self, position: int) -> None:
         self.position = position
         self.kept: dict[str, Any] = {}
-
-    def before(self, function: str, state: Iterable[StateTensor], keep: Callable[[StateTensor], Any]) -> None:
-        """Have `keep` copy what `function` is about to change, and nothing changed before."""
-        for spec in state:
-            if function in spec.changed_by and spec.name not in self.kept:
-                self.kept[spec.name] = keep(spec)
 
 
 class Saved(NamedTuple):

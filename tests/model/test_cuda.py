@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tvm
 from support.emulated import EmulatedLibrary
 from support.golden import check_state, feed
 from support.models import in_memory, load_golden, random_parameters, random_split, small_config, with_derived
@@ -54,7 +53,7 @@ def engine_of(
     values = with_derived(config, parameters)
     return Engine(
         library,  # type: ignore[arg-type]
-        [tvm.runtime.tensor(in_memory(spec, values[spec.name])) for spec in library.metadata.parameters],
+        [in_memory(spec, values[spec.name]) for spec in library.metadata.parameters],
     )
 
 

@@ -12,24 +12,26 @@ from tvm import relax
 from gecko_mlc.compile.pipeline import export, lower
 from gecko_mlc.compile.target import compile_target
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.formats.library import ABI_VERSION, Metadata, functions_of
+from gecko_mlc.formats.library import Metadata, functions_of
 from gecko_mlc.formats.quantization import quantization
+from gecko_mlc.formats.versions import ABI_VERSION
 from gecko_mlc.formats.weights import NUMPY_DTYPES
 from gecko_mlc.model import Build
 from gecko_mlc.state import state_tensors
 from support.launch_cuda import launch_cuda
+from support.player import NumPyPlayer
 
 
 class EmulatedLibrary:
-    """What `Engine` needs of a `Library`: metadata, functions, a device; there is no stream."""
+    """What `Engine` needs of a `Library`."""
 
     def __init__(self, config: GeckoConfig, scheme: str, slots: int, state_dtype: str | None = None) -> None:
         target, dtypes = compile_target("cuda", architectures="sm_80,sm_90"), quantization(scheme, state_dtype)
-        build = Build(config, dtypes, target.machine, slots)
+        build = Build(config, dtypes, target.machine, slots, target.launches)
         module, parameters = export(build, config.chunk_size)
         self._module = lower(module)
-        self.device, self.stream = tvm.runtime.device("cpu", 0), None
-        self.functions = {name: functools.partial(self._play, name) for name in functions_of(target.spec.kind)}
+        tile = target.machine.absorb_tile
+        self.player = NumPyPlayer({name: functools.partial(self._play, name) for name in functions_of(tile)})
         self.metadata = Metadata(
             abi_version=ABI_VERSION,
             model_type="gecko",
@@ -39,7 +41,7 @@ class EmulatedLibrary:
             target=target.spec,
             max_batch_size=slots,
             prefill_chunk_size=config.chunk_size,
-            absorb_tile=build.absorb_tile,
+            absorb_tile=tile,
             parameters=parameters,
             state=tuple(state_tensors(config, dtypes, target.machine)),
             workspace_bytes={},
@@ -51,7 +53,7 @@ class EmulatedLibrary:
         values: dict[Any, Any] = {}
         extents: dict[str, int] = {}
         for parameter, argument in zip(function.params, arguments, strict=True):
-            values[parameter] = _array(argument)
+            values[parameter] = argument
             extents.update(
                 (extent.name, size)
                 for extent, size in zip(parameter.ty.shape.values, values[parameter].shape, strict=True)
@@ -79,11 +81,3 @@ class EmulatedLibrary:
         shape = [extents[e.name] if isinstance(e, tvm.ir.Var) else int(e) for e in value.args[2].values]
         dtype = NUMPY_DTYPES[str(value.args[3].value)]
         return storage[offset : offset + int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
-
-
-def _array(tensor: Any) -> np.ndarray:
-    """The memory of a tensor. NumPy has no bfloat16 to exchange."""
-    dtype = NUMPY_DTYPES[str(tensor.dtype)]
-    if dtype.itemsize != 2:
-        return np.from_dlpack(tensor)
-    return np.from_dlpack(tensor._create_view(tuple(tensor.shape), "uint16")).view(dtype)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from gecko_mlc.config import preset
 from gecko_mlc.convert.derived import CEMA_PARAMETERS, derived_shapes
-from gecko_mlc.formats.library import ABI_VERSION, Metadata, Parameter, TargetSpec
+from gecko_mlc.formats.group_quantization import Dense
+from gecko_mlc.formats.library import Metadata, Parameter, TargetSpec
 from gecko_mlc.formats.quantization import Quantization, quantization
-from gecko_mlc.model import Build
+from gecko_mlc.formats.versions import ABI_VERSION
 from gecko_mlc.state import state_tensors
 from gecko_mlc.tir_kernels.hardware import CPU, CUDA
 
@@ -16,7 +17,7 @@ CHUNK = 2048
 def metadata(name: str = "gecko-7b", kind: str = "cuda", scheme: Quantization = quantization("q0bf16")) -> Metadata:
     """What a library of a preset would say of itself."""
     config, machine = preset(name), CUDA((90,)) if kind == "cuda" else CPU()
-    matrices = Build(config, scheme, machine, 1).weight_format
+    matrices = machine.weight_format(scheme.group) if scheme.group is not None else Dense(scheme.model_dtype)
     parameters = [
         Parameter(name=p.name, shape=matrices.shape(*p.shape), dtype=matrices.dtype)
         if p.matrix
@@ -31,9 +32,10 @@ def metadata(name: str = "gecko-7b", kind: str = "cuda", scheme: Quantization = 
         config=config.model_dump(),
         quantization=scheme.name,
         state_dtype=scheme.state_dtype,
-        target=TargetSpec(kind=kind, triple="x86_64-linux-gnu", mcpu="x86-64-v3", features=()),
+        target=TargetSpec(kind="cpu", triple="x86_64-linux-gnu", mcpu="x86-64-v3", features=()),
         max_batch_size=1,
         prefill_chunk_size=CHUNK,
+        absorb_tile=machine.absorb_tile,
         parameters=tuple(parameters),
         state=tuple(state_tensors(config, scheme, machine)),
         workspace_bytes={},

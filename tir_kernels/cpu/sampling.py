@@ -11,24 +11,12 @@ import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
+from gecko_mlc.formats.library import RECENT_TOKENS, SAMPLING_PARAMETERS
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.expressions import MASKED, exp, f32
 from gecko_mlc.tir_kernels.hardware import CPU
 
 Expr = Any
-
-# Columns of the `sampling` state.
-PARAMETERS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
-# How many tokens a slot remembers for a host that reads them late.
-RECENT_TOKENS = 64
 
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -143,7 +131,7 @@ def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.Prim
     def kernel(
         slots_handle: T.handle,
         logits: T.Buffer((slots, outputs), "float32"),
-        sampling: T.Buffer((slots, len(PARAMETERS)), "float32"),
+        sampling: T.Buffer((slots, len(SAMPLING_PARAMETERS)), "float32"),
         random: T.Buffer((slots, 3), "int32"),
         counts: T.Buffer((slots, outputs), "int32"),
         token: T.Buffer((slots,), "int32"),

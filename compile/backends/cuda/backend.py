@@ -1,96 +1,149 @@
-"""TVM's CUDA backend in a process that compiles, with a GPU's driver or without one.
-
-Without its library, TVM would put CUDA source into a model library, to be compiled where that runs. It calls
-nothing of the driver to compile, but has to find its names: where there is no driver, a library with empty
-functions stands in.
-"""
+"""NVIDIA GPUs of given architectures: machine code for each, and PTX for those between them and after them."""
 
 from __future__ import annotations
 
-import ctypes
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import tvm
-import tvm_ffi
-from tvm.target import codegen
 
-from gecko_mlc.compile.backends.cuda.compiler import Compiler, MachineCode
-from gecko_mlc.compile.link import linker
-from gecko_mlc.compile.target import CompileTarget
-from gecko_mlc.cuda_toolkit import RUNTIME_LIBRARY, find_library
+from gecko_mlc.compile.backends.backend import Backend, Built, Options
+from gecko_mlc.compile.backends.cpu import host_code
+from gecko_mlc.compile.backends.cuda.compiler import FATBIN_MAGIC, find_compiler
+from gecko_mlc.compile.backends.cuda.driver import compiling
+from gecko_mlc.compile.backends.cuda.pipeline import PIPELINE
+from gecko_mlc.compile.kernels import DeviceFunction, Kernel
+from gecko_mlc.compile.pipeline import build
+from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
+from gecko_mlc.formats.library import CUDATarget
+from gecko_mlc.model.cuda import CUDALaunches
+from gecko_mlc.targets import Target
+from gecko_mlc.tir_kernels.hardware import USUAL_SHARED_BYTES
 
-_FACTORY = "ffi.Module.create.cuda"
-_CALLBACK = "tvm_callback_cuda_compile"
-# What libtvm_runtime_cuda.so takes from the driver.
-_DRIVER_FUNCTIONS = (
-    "cuDeviceGetName",
-    "cuFuncSetAttribute",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuLaunchKernelEx",
-    "cuModuleGetFunction",
-    "cuModuleLoadData",
-    "cuModuleUnload",
-    "cuTensorMapEncodeTiled",
-)
+ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
+_SOURCE, _FATBIN = "kernels.cu", "kernels.fatbin"
 
 
-def load_backend() -> None:
-    """Make TVM able to hold machine code. Raises `RuntimeError` naming what is missing."""
-    if _registered():
-        return
-    runtime = find_library(RUNTIME_LIBRARY)
-    if runtime is None:
-        raise RuntimeError(f"no CUDA runtime library ({RUNTIME_LIBRARY}): pip install nvidia-cuda-runtime")
-    ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
-    try:
-        ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        with tempfile.TemporaryDirectory() as folder:
-            write_stand_in(Path(folder) / "driver.so")
-            # It stays loaded when the file has gone.
-            ctypes.CDLL(f"{folder}/driver.so", mode=ctypes.RTLD_GLOBAL)
-    library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
-    try:
-        ctypes.CDLL(str(library))
-    except OSError as error:
-        raise RuntimeError(f"TVM's CUDA backend does not load: {error}") from None
-    if not _registered():
-        raise RuntimeError(f"{library} registers no {_FACTORY}: not the TVM this was made for")
+class CUDABackend(Backend):
+    """GPUs of `--arch`, like "sm_80,sm_90", or of "auto", the default: this machine's."""
+
+    launches = CUDALaunches
+    columns = ("threads", "registers", "shared", "stack", "spills")
+    spec: CUDATarget
+
+    @classmethod
+    def fits(cls, options: Options, installed: int | None) -> bool:
+        """See `Backend`."""
+        return options.architectures is not None or (options.host is None and _architecture_of(installed) is not None)
+
+    @classmethod
+    def tools(cls) -> list[tuple[str, str]]:
+        """See `Backend`."""
+        try:
+            compiler = find_compiler()
+        except RuntimeError as error:
+            return [("cuda compiler", f"none ({error})")]
+        return [("cuda compiler", f"{compiler.name}, {compiler.path}")]
+
+    def describe(self, target: Target, options: Options, installed: int | None) -> tuple[tvm.target.Target, CUDATarget]:
+        """See `Backend`. The host's code is for most CPUs: the library goes to another machine."""
+        capabilities = _capabilities(options.architectures, installed)
+        host, code = host_code(target.name, options._replace(portable=True))
+        spec = CUDATarget(
+            **code.model_dump(),
+            architectures=capabilities,
+            # PTX of the lowest, for all GPUs between the given ones; of the highest, for later GPUs.
+            ptx=tuple(sorted({capabilities[0], capabilities[-1]})),
+            minimum_cuda=MINIMUM_DRIVER,
+        )
+        gpu = {"kind": "cuda", "arch": f"sm_{capabilities[0]}", "max_threads_per_block": 1024, "thread_warp_size": 32}
+        return tvm.target.Target(gpu, host=host), spec
+
+    def build(self, lowered: tvm.IRModule, kernels: tuple[Kernel, ...], progress: Callable[[str], None]) -> Built:
+        """See `Backend`."""
+        compiler = find_compiler()
+        names = ", ".join(f"sm_{a}" for a in self.spec.architectures)
+        with compiling(
+            compiler, self.spec, lambda: progress(f"compiling the kernels for {names} with {compiler.name}")
+        ) as done:
+            progress("generating the kernels' code")
+            executable = build(lowered, self.tvm_target, PIPELINE)
+        (code,) = done
+        kernels = tuple(kernel.with_usage(code.usage) for kernel in kernels)
+        _check_shared_memory(kernels)
+        return Built(executable, kernels, {_SOURCE: code.source.encode(), _FATBIN: code.fatbin})
+
+    def check(self, library: Path, built: Built) -> None:
+        """The library holds what was compiled, and no source to be compiled where it runs."""
+        content, fatbin = library.read_bytes(), built.artifacts[_FATBIN]
+        if fatbin[:4] != FATBIN_MAGIC or fatbin not in content or b"__global__" in content:
+            raise AssertionError("the library does not hold the kernels' machine code")
+
+    def arguments(self) -> dict[str, str]:
+        """See `Backend`."""
+        return {"arch": ",".join(f"sm_{a}" for a in self.spec.architectures), **super().arguments()}
+
+    @property
+    def caption(self) -> str:
+        """See `Backend`."""
+        names = ", ".join(f"sm_{a}" for a in self.spec.architectures)
+        return f"{names}; shared memory in KiB, stack and spills in bytes"
+
+    def row(self, kernel: Kernel) -> list[str]:
+        """A line for each device function. What differs by architecture is given in their order, once where it is the
+        same for all."""
+        lines = [self._usage(function) for function in kernel.device_functions]
+        return ["\n".join(column) for column in zip(*lines, strict=True)]
+
+    def _usage(self, function: DeviceFunction) -> list[str]:
+        usages = [function.usage[a] for a in self.spec.architectures]
+        columns = (
+            [str(function.threads)],
+            [str(u.registers) for u in usages],
+            [f"{(u.shared_bytes + function.dynamic_shared_bytes) / 1024:.1f}" for u in usages],
+            [str(u.stack_bytes) for u in usages],
+            [str(u.spill_bytes) for u in usages],
+        )
+        return [" ".join(values if len(set(values)) > 1 else values[:1]) for values in columns]
 
 
-def _registered() -> bool:
-    return tvm_ffi.get_global_func(_FACTORY, allow_missing=True) is not None
+def _capabilities(architectures: str | None, installed: int | None) -> tuple[int, ...]:
+    """Of `--arch`, in rising order."""
+    if architectures not in (None, "auto"):
+        return _parse_architectures(architectures)
+    own = _architecture_of(installed)
+    if own is None:
+        found = "there is no GPU here" if installed is None else f"this machine's GPU is sm_{installed}"
+        raise ValueError(
+            f"--arch has to say which GPUs to compile for, as {found};"
+            f" one or several of {', '.join(ARCHITECTURES)}, like --arch sm_80,sm_90"
+        )
+    return (own,)
 
 
-def write_stand_in(library: Path) -> None:
-    """A shared library with the names that TVM's CUDA backend takes from the driver, for processes without one."""
-    link = linker(codegen.llvm_get_system_triple())
-    source = library.with_suffix(".c")
-    source.write_text("".join(f"void {name}(void) {{}}\n" for name in _DRIVER_FUNCTIONS))
-    link(str(library), [str(source)], ["-Wl,-soname,libcuda.so.1"])
+def _parse_architectures(text: str) -> tuple[int, ...]:
+    """The compute capabilities of a list like "sm_80,sm_90", in rising order."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in ARCHITECTURES]
+    if unknown:
+        raise ValueError(
+            f"--arch {text!r}: unknown architecture {unknown[0]!r}; expected one or several, separated by commas,"
+            f" of {', '.join(ARCHITECTURES)}"
+        )
+    return tuple(sorted({int(name.removeprefix("sm_")) for name in names}))
 
 
-@contextmanager
-def compiling(compiler: Compiler, target: CompileTarget, begin: Callable[[], None]) -> Iterator[list[MachineCode]]:
-    """While the block lasts, TVM's CUDA source is compiled for `target`; the list is what was compiled.
+def _architecture_of(capability: int | None) -> int | None:
+    """The architecture to compile for, for a GPU of this compute capability; None when there is none."""
+    known = [int(name.removeprefix("sm_")) for name in ARCHITECTURES]
+    # Code for 8.7, of Tegra, runs nowhere else.
+    fitting = [a for a in known if capability is not None and a <= capability and (a != 87 or capability == 87)]
+    return max(fitting, default=None)
 
-    `begin` is called before.
-    """
-    load_backend()
-    before = tvm_ffi.get_global_func(_CALLBACK)
-    done: list[MachineCode] = []
 
-    def callback(source: str) -> bytes:
-        begin()
-        done.append(compiler.compile(source, target.spec.architectures, target.spec.ptx))
-        return done[-1].fatbin
-
-    tvm_ffi.register_global_func(_CALLBACK, callback, override=True)
-    try:
-        yield done
-    finally:
-        tvm_ffi.register_global_func(_CALLBACK, before, override=True)
+def _check_shared_memory(kernels: tuple[Kernel, ...]) -> None:
+    """TVM asks for more than the usual shared memory only for kernels whose dynamic part alone is more."""
+    for function in (function for kernel in kernels for function in kernel.device_functions):
+        static, dynamic = max(used.shared_bytes for used in function.usage.values()), function.dynamic_shared_bytes
+        if dynamic < USUAL_SHARED_BYTES < static + dynamic:
+            raise AssertionError(f"{function.name} could not be launched: {static} + {dynamic} bytes")

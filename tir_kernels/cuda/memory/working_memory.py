@@ -41,12 +41,12 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
 from gecko_mlc.tir_kernels.cuda.state.value_cache import widen_codes
 from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
-from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
 Expr = Any
 
 # Positions that are absorbed together.
-TILE = 64
+TILE = CUDA.absorb_tile
 
 # e^x with 20 bits, and fewer where it is small: 16-bit results need no more.
 _fast_exp = device_function(

@@ -11,7 +11,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS, random_word
+from gecko_mlc.formats.library import RECENT_TOKENS, SAMPLING_PARAMETERS
+from gecko_mlc.tir_kernels.cpu.sampling import random_word
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     device_function,
     launch_dependents,
@@ -143,7 +144,7 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
     def kernel(
         slots_handle: T.handle,
         logits: T.Buffer((slots, outputs), "float32"),
-        sampling: T.Buffer((slots, len(PARAMETERS)), "float32"),
+        sampling: T.Buffer((slots, len(SAMPLING_PARAMETERS)), "float32"),
         random: T.Buffer((slots, 3), "int32"),
         counts: T.Buffer((slots, outputs), "int32"),
         token: T.Buffer((slots,), "int32"),

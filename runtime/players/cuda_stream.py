@@ -1,14 +1,16 @@
-"""A CUDA stream, and graphs: launches that were recorded once and are launched as one."""
+"""A CUDA stream: launches in order, graphs of launches that were recorded once, and reads that wait for no others."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gecko_mlc.formats.errors import GeckoError
 
 _OF_THIS_THREAD = 1  # cudaStreamCaptureModeThreadLocal
+_TO_HOST, _ON_DEVICE = 2, 3  # cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice
+_NO_TIMING = 2  # cudaEventDisableTiming
 
 
 class Stream:
@@ -16,6 +18,8 @@ class Stream:
 
     def __init__(self, device: Any, cudart: ctypes.CDLL) -> None:
         self._device, self._cudart, self._handle = device, cudart, ctypes.c_void_p()
+        # Places that nothing is read into, by their size.
+        self._free: dict[int, list[_Place]] = {}
         self.check(cudart.cudaSetDevice(device.index))
         self.check(cudart.cudaStreamCreate(ctypes.byref(self._handle)))
 
@@ -44,6 +48,24 @@ class Stream:
         # Graphs live as long as the process: destroying one while it runs would be a fault.
         return lambda: self.check(self._cudart.cudaGraphLaunch(executable, self._handle))
 
+    def copy(self, source: int, destination: int, size: int) -> None:
+        """Copy `size` bytes on the device."""
+        places = [ctypes.c_void_p(destination), ctypes.c_void_p(source)]
+        self.check(self._cudart.cudaMemcpyAsync(*places, ctypes.c_size_t(size), _ON_DEVICE, self._handle))
+
+    def read(self, address: int, size: int) -> Callable[[], bytes]:
+        """Begin to read `size` bytes as they will be after all that was launched; what is returned waits for them."""
+        free = self._free.setdefault(size, [])
+        place = free.pop() if free else self._new_place(size)
+        arguments = [place.memory, ctypes.c_void_p(address), ctypes.c_size_t(size), _TO_HOST, self._handle]
+        self.check(self._cudart.cudaMemcpyAsync(*arguments))
+        self.check(self._cudart.cudaEventRecord(place.event, self._handle))
+        return _Reading(self, place, size, free)
+
+    def wait(self, event: ctypes.c_void_p) -> None:
+        """Wait for an event."""
+        self.check(self._cudart.cudaEventSynchronize(event))
+
     def synchronize(self) -> None:
         """Wait until all that was launched has ended. Raises `GeckoError` when any of it failed."""
         self.check(self._cudart.cudaStreamSynchronize(self._handle))
@@ -54,6 +76,34 @@ class Stream:
             describe = self._cudart.cudaGetErrorString
             describe.restype = ctypes.c_char_p
             raise GeckoError(f"CUDA: {describe(status).decode()} (error {status})")
+
+    def _new_place(self, size: int) -> _Place:
+        place = _Place(ctypes.c_void_p(), ctypes.c_void_p())
+        # Only into memory that cannot be moved does a copy go on by itself.
+        self.check(self._cudart.cudaMallocHost(ctypes.byref(place.memory), ctypes.c_size_t(size)))
+        self.check(self._cudart.cudaEventCreateWithFlags(ctypes.byref(place.event), _NO_TIMING))
+        return place
+
+
+class _Place(NamedTuple):
+    """Pinned memory of the host, and the event after a copy into it."""
+
+    memory: ctypes.c_void_p
+    event: ctypes.c_void_p
+
+
+class _Reading:
+    """Bytes on their way. Whether they were waited for or not, the next copy into their place comes after theirs."""
+
+    def __init__(self, stream: Stream, place: _Place, size: int, free: list[_Place]) -> None:
+        self._stream, self._place, self._size, self._free = stream, place, size, free
+
+    def __call__(self) -> bytes:
+        self._stream.wait(self._place.event)
+        return ctypes.string_at(self._place.memory, self._size)
+
+    def __del__(self) -> None:
+        self._free.append(self._place)
 
 
 _streams: dict[int, Stream] = {}
