@@ -93,9 +93,7 @@ def test_a_name_is_given_once(narrow: Target) -> None:
         register(Target("narrow", None, None, None))
 
 
-def test_a_library_of_a_target_that_is_not_here(
-    narrow: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_of_an_unknown_target(narrow: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "narrow.so"
     compile_library(small_config(num_layers=1), quantization("q0f32"), compile_target("narrow"), path)
     monkeypatch.setattr(targets, "_targets", [t for t in targets._targets if t is not narrow])
@@ -162,9 +160,9 @@ def product() -> Iterator[str]:
                 yield name
 
 
-@pytest.mark.parametrize("name", product())
+@pytest.mark.parametrize("name", list(product()))
 def test_nothing_else_asks_which_machine_it_is(name: str) -> None:
-    """No `isinstance` of hardware, backends, players or what libraries say of them; no comparison with a target's name."""
+    """No `isinstance` of a target's hardware, backend, player or spec; no comparison with its name."""
     kinds = {target.name for target in targets._targets}
     for node in ast.walk(ast.parse((ROOT / name).read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
