@@ -99,8 +99,8 @@ def compile_kernels(kernels: dict[str, Any], arch: str | None, folder: Path) -> 
     """Write libraries in which each kernel is called by its name; the name of each one's library."""
     import tvm
 
-    from gecko_mlc.compile.backends.cuda.backend import compiling
     from gecko_mlc.compile.backends.cuda.compiler import find_compiler
+    from gecko_mlc.compile.backends.cuda.driver import compiling
     from gecko_mlc.compile.backends.cuda.pipeline import PIPELINE
     from gecko_mlc.compile.link import linker
     from gecko_mlc.compile.target import compile_target
@@ -111,7 +111,7 @@ def compile_kernels(kernels: dict[str, Any], arch: str | None, folder: Path) -> 
     for name, kernel in kernels.items():
         libraries[f"kernels-{_shared_memory_type(kernel)}.so"][name] = kernel.with_attr("global_symbol", name)
     for file, module in libraries.items():
-        with compiling(find_compiler(), target, lambda: None), target.tvm_target:
+        with compiling(find_compiler(), target.spec, lambda: None), target.tvm_target:
             built = tvm.compile(tvm.IRModule(module), target=target.tvm_target, tir_pipeline=PIPELINE)
         with tempfile.TemporaryDirectory() as temporary:
             link = linker(target.spec.triple)

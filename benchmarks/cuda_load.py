@@ -144,7 +144,7 @@ def first_token(library: Path, folder: Path) -> dict[str, float]:
     with ParameterReader(folder, check_library(library).parameters) as reader:
         opened = Library(library)
         times.append(time.perf_counter())
-        parameters = reader.load(opened.device)
+        parameters = reader.load(opened.player)
     times.append(time.perf_counter())
     engine = Engine(opened, parameters)
     engine.extend(0, range(16))

@@ -85,6 +85,13 @@ def prefill(engine: Engine, limits: Limits) -> list[dict[str, float]]:
     return rows
 
 
+def burst(engine: Engine, slots: Sequence[int], count: int) -> None:
+    """Consume the current token of each slot and draw the next one, `count` times, which the host does not wait for."""
+    for _ in range(count):
+        engine.decode(slots)
+        engine.sample(slots)
+
+
 def decode(engine: Engine, limits: Limits) -> dict[str, Any]:
     """The mean over two whole chunks, and the memory that the GPU has left after each."""
     size = engine.chunk_size
@@ -93,11 +100,11 @@ def decode(engine: Engine, limits: Limits) -> dict[str, Any]:
     rows, free = [], []
     for chunk in (NEAR, FAR):
         move_to(engine, chunk)
-        engine.burst([0], 8)
+        burst(engine, [0], 8)
         move_to(engine, chunk)
         engine.synchronize()
         begun = time.perf_counter()
-        engine.burst([0], size)
+        burst(engine, [0], size)
         engine.synchronize()
         rows.append(speed(engine.metadata, chunk, (time.perf_counter() - begun) / size, limits))
         free.append(torch.cuda.mem_get_info()[0])
@@ -112,13 +119,13 @@ def between_tokens(engine: Engine) -> dict[str, float]:
     """Milliseconds from token to token, each waited for, across three chunk boundaries and two chunks between them."""
     size, margin = engine.chunk_size, min(64, engine.chunk_size // 2)
     move_to(engine, NEAR, size - margin)
-    engine.burst([0], 8)
+    burst(engine, [0], 8)
     engine.token(0)
     move_to(engine, NEAR, size - margin)
     times = []
     last = time.perf_counter()
     for _ in range(2 * size + 2 * margin):
-        engine.burst([0], 1)
+        burst(engine, [0], 1)
         engine.token(0)
         now = time.perf_counter()
         times.append(1e3 * (now - last))
@@ -143,10 +150,10 @@ def batches(engine: Engine, counts: Sequence[int], limits: Limits, steps: int = 
         slots = range(count)
         for slot in slots:
             move_to(engine, NEAR, size // 2 - steps // 2 - warm_up, slot)
-        engine.burst(slots, warm_up)
+        burst(engine, slots, warm_up)
         engine.synchronize()
         begun = time.perf_counter()
-        engine.burst(slots, steps)
+        burst(engine, slots, steps)
         engine.synchronize()
         seconds = (time.perf_counter() - begun) / steps
         weights = bench.decode_bytes(metadata, middle, 0)

@@ -23,7 +23,6 @@ from typing import Any
 from gecko_mlc.api import load_model
 from gecko_mlc.formats.quantization import QUANTIZATIONS, STATE_DTYPES
 from gecko_mlc.formats.weights import read_tensor_cache
-from gecko_mlc.runtime.devices import host, nvidia
 from gecko_mlc.runtime.measure.evaluation import Report, evaluate
 from gecko_mlc.runtime.text.long_text import read_blocks
 
@@ -80,7 +79,7 @@ def measure(checkpoint: Path, text: Path) -> dict[str, Any]:
                 rows.append({**report.model_dump(), "weight_bytes": weight_bytes(folder)})
         target = baseline.engine.metadata.target
     # Kernels differ: some CPUs multiply quantized weights in integers, which rounds what they are multiplied with.
-    chip = nvidia.name() if target.kind == "cuda" else host.cpu_name()
+    chip = baseline.engine.player.device_name()
     return {"machine": f"{chip} ({target.mcpu})", "rows": rows}
 
 

@@ -99,7 +99,7 @@ def find(name: str) -> Target:
         for target in known():
             if target.name == name:
                 return target
-    raise GeckoError(f"unknown device {name!r}; expected one of {', '.join(target.name for target in _targets)}")
+    raise GeckoError(f"unknown target {name!r}; expected one of {', '.join(target.name for target in _targets)}")
 
 
 @functools.cache

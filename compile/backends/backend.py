@@ -41,7 +41,7 @@ class Backend(ABC):
     """
 
     # The class whose methods launch the model's kernels.
-    launches: ClassVar[Callable[[Any], Any]]
+    launches: ClassVar[type[Any]]
     # What `compile` tells of each kernel, besides its launches.
     columns: ClassVar[tuple[str, ...]] = ()
 

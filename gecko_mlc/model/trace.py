@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tvm import tirx
@@ -24,7 +24,7 @@ class Build(NamedTuple):
     quantization: Quantization
     machine: Hardware
     slots: int
-    launches: Callable[[Build], Any]
+    launches: type[Any]
 
     @property
     def value_tensors(self) -> tuple[str, ...]:

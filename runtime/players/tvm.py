@@ -22,7 +22,7 @@ class TVMPlayer(Player):
     """Plays a shared library on the CPU. Others of TVM's devices are subclasses."""
 
     asynchronous, on_host = False, True
-    tvm_libraries = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
+    tvm_libraries: ClassVar[tuple[str, ...]] = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
     # TVM's name of the device.
     device: ClassVar[str] = "cpu"
 

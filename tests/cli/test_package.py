@@ -17,6 +17,7 @@ import pytest
 from support.models import small_config
 
 from gecko_mlc.package.runtime import copy_model, total_bytes, write_runtime
+from gecko_mlc.targets import find
 
 
 class Package(NamedTuple):
@@ -104,7 +105,7 @@ def test_without_its_requirements(package: Package) -> None:
 
 
 def test_for_gpus_it_brings_tvms_cuda_side(tmp_path: Path) -> None:
-    write_runtime(tmp_path, True, "x86_64", ["tiny"])
+    write_runtime(tmp_path, find("cuda").player, "x86_64", ["tiny"])
     assert (tmp_path / "python/tvm/lib/libtvm_runtime_cuda.so").is_file()
     assert "nvidia-cuda-runtime==13.*" in (tmp_path / "requirements.txt").read_text().splitlines()
     assert total_bytes(tmp_path) < 10e6

@@ -17,8 +17,8 @@ from support.models import small_config
 from gecko_mlc.cli.info import library_rows
 from gecko_mlc.compile.backends.cuda import compiler as cuda_compiler
 from gecko_mlc.compile.backends.cuda import pipeline
-from gecko_mlc.compile.backends.cuda.backend import compiling, write_stand_in
 from gecko_mlc.compile.backends.cuda.compiler import FATBIN_MAGIC, NVCC, NVRTC, MachineCode, find_compiler
+from gecko_mlc.compile.backends.cuda.driver import compiling, write_stand_in
 from gecko_mlc.compile.kernels import device_functions, launches_of
 from gecko_mlc.compile.library import Compiled, compile_library
 from gecko_mlc.compile.target import compile_target
@@ -26,7 +26,6 @@ from gecko_mlc.config import preset
 from gecko_mlc.cuda_toolkit import find_library
 from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.formats.quantization import quantization
-from gecko_mlc.model import Build
 from gecko_mlc.runtime.devices import nvidia
 from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
 from gecko_mlc.tir_kernels.cuda.prefill import linear as prefill_linear
@@ -170,7 +169,7 @@ class SourceKeeper:
 def source_of(kernel: tvm.tirx.PrimFunc) -> str:
     """CUDA source as TVM generates it."""
     kernel = kernel.with_attr("global_symbol", "kernel")
-    with compiling(SourceKeeper(), TARGET, lambda: None) as done, TARGET.tvm_target:
+    with compiling(SourceKeeper(), TARGET.spec, lambda: None) as done, TARGET.tvm_target:
         tvm.compile(tvm.IRModule({"kernel": kernel}), TARGET.tvm_target, tir_pipeline=pipeline.PIPELINE)
     return done[0].source
 
@@ -182,7 +181,9 @@ def source() -> str:
 
 def test_device_functions_are_known_by_their_names() -> None:
     """Of a kernel that launches one, or two others for many rows."""
-    layout = Build(small_config(), quantization("q4f16_1"), CUDA((90,)), 1).weight_format
+    group = quantization("q4f16_1").group
+    assert group is not None
+    layout = CUDA((90,)).weight_format(group)
     kernel = prefill_linear.value_projection(64, 24, 1, 8, layout, "float16", CUDA((90,)))
     functions = list(device_functions("kernel", kernel))
     generated = re.findall(r"__launch_bounds__\((\d+)\) (\w+)\(.*\{", source_of(kernel))

@@ -15,12 +15,15 @@ from gecko_mlc.compile.pipeline import export, lower
 from gecko_mlc.formats.library import FUNCTIONS, functions_of
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.model import Build
+from gecko_mlc.model.cpu import CPULaunches
+from gecko_mlc.model.cuda import CUDALaunches
 from gecko_mlc.tir_kernels.cpu import complex_ema, slots
 from gecko_mlc.tir_kernels.hardware import CPU, CUDA
 from gecko_mlc.tir_kernels.phase import Phase
 
 # Kernels are made once for the same machine and slots.
 CPU, GPU, SLOTS = CPU(), CUDA((80, 90)), 3
+LAUNCHES = {CPU: CPULaunches, GPU: CUDALaunches}
 
 
 @pytest.fixture(
@@ -30,7 +33,7 @@ CPU, GPU, SLOTS = CPU(), CUDA((80, 90)), 3
 )
 def build(request: pytest.FixtureRequest) -> Build:
     machine, scheme = request.param
-    return Build(small_config(), quantization(scheme), machine, SLOTS)
+    return Build(small_config(), quantization(scheme), machine, SLOTS, LAUNCHES[machine])
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def lowered(exported: tvm.IRModule) -> tvm.IRModule:
 def test_straight_line(name: str, build: Build, exported: tvm.IRModule, lowered: tvm.IRModule) -> None:
     """No allocation but storage of constant size, no packed call, no branch, no host-computed value:
     launches, on arguments or on views of the storage, and not one launch fewer than the model made."""
-    if name not in functions_of(build.kind):
+    if name not in functions_of(build.machine.absorb_tile):
         pytest.skip("of GPUs alone")
     launches = 0
     for block in lowered[name].body.blocks:
@@ -151,7 +154,7 @@ def test_written_arguments_sees_through_views() -> None:
 def workspace(function: str, scheme: str, machine: CPU | CUDA, **changes: int) -> int:
     from gecko_mlc.compile.library import workspace_bytes
 
-    build = Build(small_config(**changes), quantization(scheme), machine, SLOTS)
+    build = Build(small_config(**changes), quantization(scheme), machine, SLOTS, LAUNCHES[machine])
     return workspace_bytes(lower(export(build, 8)[0])[function])
 
 
