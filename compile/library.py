@@ -16,11 +16,13 @@ from gecko_mlc.compile.backends.cuda.compiler import FATBIN_MAGIC, MachineCode, 
 from gecko_mlc.compile.backends.cuda.pipeline import PIPELINE as CUDA_PIPELINE
 from gecko_mlc.compile.kernels import Kernel, kernels_of
 from gecko_mlc.compile.link import linker
-from gecko_mlc.compile.lint import check_state_use
+from gecko_mlc.compile.lint import check_plan, check_state_use, declared_writes
 from gecko_mlc.compile.pipeline import export, finish, lower
+from gecko_mlc.compile.plan import keep_split, make_plan
 from gecko_mlc.compile.target import CompileTarget
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.formats.library import ABI_VERSION, METADATA_MARKER, Metadata, functions_of
+from gecko_mlc.formats.plan import PLAN_MARKER, dump_plan
 from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.model import Build
 from gecko_mlc.state import state_tensors
@@ -84,12 +86,16 @@ def compile_library(
     text = metadata.model_dump_json(by_alias=True)
     lowered["_metadata"] = _constant_function(text)
     if target.spec.kind == "cuda":
-        executable, code = _build_cuda(lowered, target, progress)
+        with keep_split() as split:
+            executable, code = _build_cuda(lowered, target, progress)
+        plan = make_plan(metadata, lowered, *split)
+        if faults := check_plan(plan, declared_writes(exported)):
+            raise AssertionError("the launch plan is wrong:\n" + "\n".join(faults))
         kernels = tuple(kernel.with_usage(code.usage) for kernel in kernels)
         _check_shared_memory(kernels)
     else:
         progress(f"compiling {len(kernels)} kernels for {target.spec.mcpu}")
-        executable, code = _build(lowered, target), None
+        executable, code, plan = _build(lowered, target), None, None
     if debug_dump is not None:
         debug_dump.mkdir(parents=True, exist_ok=True)
         (debug_dump / "exported.py").write_text(exported.script())
@@ -98,12 +104,17 @@ def compile_library(
         if code is not None:
             (debug_dump / "kernels.cu").write_text(code.source)
             (debug_dump / "kernels.fatbin").write_bytes(code.fatbin)
+        if plan is not None:
+            (debug_dump / "plan.json").write_text(plan.model_dump_json(indent=2, exclude_defaults=True))
     progress("linking")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         temporary = Path(folder) / output.name
         source = Path(folder) / "metadata.c"
-        source.write_text(_marked_constant(text))
+        source.write_text(
+            _marked_constant("metadata", METADATA_MARKER, text)
+            + ("" if plan is None else _marked_constant("plan", PLAN_MARKER, dump_plan(plan)))
+        )
         executable.export_library(str(temporary), fcompile=link, workspace_dir=folder, addons=[str(source)])
         if code is not None:
             _check_machine_code(temporary.read_bytes(), code)
@@ -151,10 +162,10 @@ def _constant_function(text: str) -> relax.Function:
     return builder.finalize()["_metadata"]
 
 
-def _marked_constant(text: str) -> str:
-    """C source of the metadata for readers of the file, who need not load the library."""
-    content = ",".join(str(byte) for byte in METADATA_MARKER + text.encode() + b"\0")
-    return f"const char gecko_mlc_metadata[] = {{{content}}};\n"
+def _marked_constant(name: str, marker: bytes, text: str) -> str:
+    """C source of a text for readers of the file, who need not load the library."""
+    content = ",".join(str(byte) for byte in marker + text.encode() + b"\0")
+    return f"const char gecko_mlc_{name}[] = {{{content}}};\n"
 
 
 def workspace_bytes(function: relax.Function) -> int:
