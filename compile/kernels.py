@@ -69,26 +69,34 @@ def device_functions(name: str, kernel: tirx.PrimFunc) -> Iterator[DeviceFunctio
 
     structural_walk(kernel.body, [(tirx.AttrStmt, launch)], order="pre")
     for i, body in enumerate(bodies):
-        yield DeviceFunction(f"{name}_kernel" + f"_{i}" * (i > 0), *_launch_configuration(body))
+        block, shared = block_of(body), shared_bytes(body, "shared.dyn")
+        yield DeviceFunction(f"{name}_kernel" + f"_{i}" * (i > 0), math.prod(block), shared)
 
 
-def _launch_configuration(launch: tirx.AttrStmt) -> tuple[int, int]:
-    """Threads of a block, and bytes of dynamic shared memory."""
+def block_of(launch: tirx.Stmt) -> tuple[int, int, int]:
+    """Threads of a block along x, y and z."""
     threads: dict[str, int] = {}
-    shared = 0
 
     def bind(statement: tirx.AttrStmt) -> None:
         if statement.attr_key == "thread_extent" and statement.node.thread_tag.startswith("threadIdx"):
-            threads[statement.node.thread_tag] = int(statement.value)
+            threads[statement.node.thread_tag[-1]] = int(statement.value)
+
+    structural_walk(launch, [(tirx.AttrStmt, bind)], order="pre")
+    return threads.get("x", 1), threads.get("y", 1), threads.get("z", 1)
+
+
+def shared_bytes(launch: tirx.Stmt, scope: str) -> int:
+    """Bytes of a block's memory in the scopes that begin so: of "shared", or of "shared.dyn" alone."""
+    total = 0
 
     def allocate(statement: tirx.AllocBuffer) -> None:
-        nonlocal shared
+        nonlocal total
         buffer = statement.buffer
-        if buffer.scope() == "shared.dyn":
-            shared += math.prod(int(extent) for extent in buffer.shape) * tvm.DataType(buffer.dtype).bits // 8
+        if buffer.scope().startswith(scope):
+            total += math.prod(int(extent) for extent in buffer.shape) * tvm.DataType(buffer.dtype).bits // 8
 
-    structural_walk(launch, [(tirx.AttrStmt, bind), (tirx.AllocBuffer, allocate)], order="pre")
-    return math.prod(threads.values()), shared
+    structural_walk(launch, [(tirx.AllocBuffer, allocate)], order="pre")
+    return total
 
 
 def launches_of(kernels: tuple[Kernel, ...], function: str, layers: int) -> tuple[int, int, int]:

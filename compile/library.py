@@ -14,10 +14,12 @@ from tvm import relax
 from gecko_mlc.compile.backends.backend import Backend
 from gecko_mlc.compile.kernels import Kernel, kernels_of
 from gecko_mlc.compile.link import linker
-from gecko_mlc.compile.lint import check_state_use
+from gecko_mlc.compile.lint import check_plan, check_state_use, declared_writes
 from gecko_mlc.compile.pipeline import export, lower
+from gecko_mlc.compile.plan import make_plan
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.formats.library import METADATA_MARKER, Metadata, functions_of
+from gecko_mlc.formats.plan import PLAN_MARKER, dump_plan
 from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.formats.versions import ABI_VERSION
 from gecko_mlc.model import Build
@@ -82,6 +84,11 @@ def compile_library(
     text = metadata.model_dump_json(by_alias=True)
     lowered["_metadata"] = _constant_function(text)
     built = target.build(lowered, kernels, progress)
+    plan = None
+    if built.split is not None:
+        plan = make_plan(metadata, lowered, built.split, target.requirements)
+        if faults := check_plan(plan, declared_writes(exported)):
+            raise AssertionError("the launch plan is wrong:\n" + "\n".join(faults))
     if debug_dump is not None:
         debug_dump.mkdir(parents=True, exist_ok=True)
         (debug_dump / "exported.py").write_text(exported.script())
@@ -89,12 +96,17 @@ def compile_library(
         (debug_dump / "metadata.json").write_text(metadata.model_dump_json(indent=2, by_alias=True))
         for name, content in built.artifacts.items():
             (debug_dump / name).write_bytes(content)
+        if plan is not None:
+            (debug_dump / "plan.json").write_text(plan.model_dump_json(indent=2, exclude_defaults=True))
     progress("linking")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         temporary = Path(folder) / output.name
         source = Path(folder) / "metadata.c"
-        source.write_text(_marked_constant(text))
+        constants = _marked_constant("metadata", METADATA_MARKER, text)
+        if plan is not None:
+            constants += _marked_constant("plan", PLAN_MARKER, dump_plan(plan))
+        source.write_text(constants)
         built.executable.export_library(str(temporary), fcompile=link, workspace_dir=folder, addons=[str(source)])
         target.check(temporary, built)
         os.replace(temporary, output)
@@ -108,10 +120,10 @@ def _constant_function(text: str) -> relax.Function:
     return builder.finalize()["_metadata"]
 
 
-def _marked_constant(text: str) -> str:
-    """C source of the metadata for readers of the file, who need not load the library."""
-    content = ",".join(str(byte) for byte in METADATA_MARKER + text.encode() + b"\0")
-    return f"const char gecko_mlc_metadata[] = {{{content}}};\n"
+def _marked_constant(name: str, marker: bytes, text: str) -> str:
+    """C source of a text for readers of the file, who need not load the library."""
+    content = ",".join(str(byte) for byte in marker + text.encode() + b"\0")
+    return f"const char gecko_mlc_{name}[] = {{{content}}};\n"
 
 
 def workspace_bytes(function: relax.Function) -> int:

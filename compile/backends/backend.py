@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import tvm
 
 from gecko_mlc.compile.kernels import Kernel
+from gecko_mlc.formats import plan
 from gecko_mlc.formats.library import TargetSpec
 from gecko_mlc.targets import Target
 from gecko_mlc.tir_kernels.hardware import Hardware
@@ -25,11 +26,13 @@ class Options(NamedTuple):
 
 
 class Built(NamedTuple):
-    """An executable, its kernels with what the compiler said of them, and what else was made, by file names."""
+    """An executable, its kernels with what the compiler said of them, what else was made, by file names, and of a GPU's
+    kernels the functions of the host and of the device, which a launch plan is made of."""
 
     executable: Any
     kernels: tuple[Kernel, ...]
     artifacts: dict[str, bytes] = {}  # noqa: RUF012
+    split: tvm.IRModule | None = None
 
 
 class Backend(ABC):
@@ -69,6 +72,10 @@ class Backend(ABC):
 
     def check(self, library: Path, built: Built) -> None:  # noqa: B027
         """Raise `AssertionError` when the library that was linked is not what was built."""
+
+    def requirements(self, kernels: Mapping[str, plan.Kernel], split: tvm.IRModule) -> plan.Requirements:
+        """What a device has to have for these kernels of a launch plan; of backends that give a `split`."""
+        raise NotImplementedError
 
     def arguments(self) -> dict[str, str]:
         """The options that would say the same."""

@@ -24,11 +24,17 @@ def info(
     check: Annotated[
         bool, typer.Option("--check", help="Of a model folder: checksums, and that all weights are finite.")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Of a GPU's library: its functions, launches and storages.")
+    ] = False,
 ) -> None:
     """Tell what a model folder, a library or this machine is.
 
     Example: gecko-mlc info dist/libs/gecko-120m-q0f32-cpu.so
     """
+    if plan:
+        print_plan(what)
+        return
     if what is None:
         rows = machine_rows()
     elif what.is_dir():
@@ -38,6 +44,16 @@ def info(
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
+def print_plan(library: Path | None) -> None:
+    """The launch plan in a library."""
+    from gecko_mlc.cli.plan import plan_lines
+    from gecko_mlc.formats.plan import read_plan
+
+    if library is None or library.is_dir():
+        raise GeckoError("--plan lists a library's launches; name one")
+    print("\n".join(plan_lines(read_plan(library))))
 
 
 def machine_rows() -> list[tuple[str, str]]:

@@ -19,8 +19,26 @@ MAX_JSON_BYTES = 256 * 2**20
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
-    Raises `GeckoError` naming the file when it is missing, too large, not UTF-8, nested too deep, holds a
-    key twice, or is no object.
+    Raises `GeckoError` naming the file when it is missing, too large, not UTF-8, or as `parse_json` does.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise GeckoError(f"{path}: {size:,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
+        return parse_json(path.read_text(encoding="utf-8-sig"), path)
+    except FileNotFoundError:
+        raise GeckoError(f"{path}: no such file") from None
+    except OSError as error:
+        raise GeckoError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise GeckoError(f"{path}: not JSON: {error}") from None
+
+
+def parse_json(text: str, name: object) -> dict[str, Any]:
+    """The object in a JSON text, of what `name` says.
+
+    Raises `GeckoError` naming it when the text is nested too deep, holds a key twice, a number that JSON has not
+    (NaN), or is no object.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -28,24 +46,20 @@ def read_json(path: Path) -> dict[str, Any]:
         if len(result) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise GeckoError(f"{path}: the key {twice[0]!r} is there twice")
+            raise GeckoError(f"{name}: the key {twice[0]!r} is there twice")
         return result
 
+    def no_number(constant: str) -> float:
+        raise GeckoError(f"{name}: not JSON: {constant} is no number")
+
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise GeckoError(f"{path}: {size:,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise GeckoError(f"{path}: no such file") from None
-    except OSError as error:
-        raise GeckoError(f"{path}: {error.strerror}") from None
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_number)
     except RecursionError:
-        raise GeckoError(f"{path}: nested too deep to be read") from None
+        raise GeckoError(f"{name}: nested too deep to be read") from None
     except ValueError as error:
-        raise GeckoError(f"{path}: not JSON: {error}") from None
+        raise GeckoError(f"{name}: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise GeckoError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise GeckoError(f"{name}: expected a JSON object, found {type(value).__name__}")
     return value
 
 

@@ -208,22 +208,30 @@ class Metadata(BaseModel):
     tvm_version: str
 
 
+def marked_text(path: Path, marker: bytes) -> bytes:
+    """What the library at `path` holds after a marker, up to a zero byte: nothing where there is none.
+
+    Raises `GeckoError` for a file that is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(marker)
+            end = content.find(b"\0", start)
+            return content[start + len(marker) : end] if 0 <= start < end else b""
+    except FileNotFoundError:
+        raise GeckoError(f"{path}: no such library; `gecko-mlc compile` makes one") from None
+    except ValueError:  # An empty file.
+        return b""
+    except OSError as error:
+        raise GeckoError(f"{path}: {error.strerror}") from None
+
+
 def read_metadata(path: Path) -> Metadata:
     """The metadata of the library at `path`.
 
     Raises `GeckoError` for a file that is missing, is no library, or is one of another ABI or an unknown target.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            start = content.find(METADATA_MARKER)
-            end = content.find(b"\0", start)
-            text = content[start + len(METADATA_MARKER) : end] if 0 <= start < end else b""
-    except FileNotFoundError:
-        raise GeckoError(f"{path}: no such library; `gecko-mlc compile` makes one") from None
-    except ValueError:  # An empty file.
-        text = b""
-    except OSError as error:
-        raise GeckoError(f"{path}: {error.strerror}") from None
+    text = marked_text(path, METADATA_MARKER)
     if not text:
         raise GeckoError(f"{path}: not a library of gecko-mlc, or not all of one: it holds no metadata")
     mend = "compile it again with `gecko-mlc compile`"

@@ -56,8 +56,9 @@ class NumPyPlayer(Player):
         value = self.download(tensor)
         return lambda: value
 
-    def copy(self, source: Tensor, destination: Tensor) -> None:
-        destination[...] = source
+    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for source, destination in pairs:
+            destination[...] = source
 
     def bind(self, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self._state, self._parameters = tuple(state), tuple(parameters)

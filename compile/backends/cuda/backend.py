@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import tvm
@@ -14,7 +14,9 @@ from gecko_mlc.compile.backends.cuda.driver import compiling
 from gecko_mlc.compile.backends.cuda.pipeline import PIPELINE
 from gecko_mlc.compile.kernels import DeviceFunction, Kernel
 from gecko_mlc.compile.pipeline import build
+from gecko_mlc.compile.plan import keep_split, requirements
 from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER
+from gecko_mlc.formats import plan
 from gecko_mlc.formats.library import CUDATarget
 from gecko_mlc.model.cuda import CUDALaunches
 from gecko_mlc.targets import Target
@@ -67,17 +69,22 @@ class CUDABackend(Backend):
             compiler, self.spec, lambda: progress(f"compiling the kernels for {names} with {compiler.name}")
         ) as done:
             progress("generating the kernels' code")
-            executable = build(lowered, self.tvm_target, PIPELINE)
-        (code,) = done
+            with keep_split() as kept:
+                executable = build(lowered, self.tvm_target, PIPELINE)
+        (code,), (split,) = done, kept
         kernels = tuple(kernel.with_usage(code.usage) for kernel in kernels)
         _check_shared_memory(kernels)
-        return Built(executable, kernels, {_SOURCE: code.source.encode(), _FATBIN: code.fatbin})
+        return Built(executable, kernels, {_SOURCE: code.source.encode(), _FATBIN: code.fatbin}, split)
 
     def check(self, library: Path, built: Built) -> None:
         """The library holds what was compiled, and no source to be compiled where it runs."""
         content, fatbin = library.read_bytes(), built.artifacts[_FATBIN]
         if fatbin[:4] != FATBIN_MAGIC or fatbin not in content or b"__global__" in content:
             raise AssertionError("the library does not hold the kernels' machine code")
+
+    def requirements(self, kernels: Mapping[str, plan.Kernel], split: tvm.IRModule) -> plan.Requirements:
+        """See `Backend`."""
+        return requirements(min(self.spec.architectures), kernels, split)
 
     def arguments(self) -> dict[str, str]:
         """See `Backend`."""
