@@ -72,7 +72,8 @@ def keep_split() -> Iterator[list[tvm.IRModule]]:
 
 def kernels_in(lowered: tvm.IRModule) -> tvm.IRModule:
     """The kernels of `pipeline.lower`'s result, to be split under the names that they have there."""
-    return tvm.IRModule({v: f for v, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)})
+    named = {v.name_hint: f for v, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)}
+    return tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()})
 
 
 def make_plan(metadata: Metadata, lowered: tvm.IRModule, split: tvm.IRModule) -> Plan:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.expression import EXPRESSION_SCHEMA, LARGEST, SYMBOLS, Expression, evaluate
+from gecko_mlc.formats.expression import EXPRESSION_SCHEMA, LARGEST, SYMBOLS, Expression, Symbol, evaluate
 from gecko_mlc.formats.files import parse_json
 from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.formats.library import marked_text
@@ -82,7 +83,7 @@ class Argument(_Model):
     role: Literal["argument", "result"]
     name: _Name
     dtype: Dtype
-    shape: tuple[_Extent | Literal["n", "b"], ...] = Field(max_length=8)
+    shape: tuple[_Extent | Symbol, ...] = Field(max_length=8)
 
 
 class Buffer(_Model):
@@ -131,7 +132,7 @@ class Function(_Model):
     launches: tuple[Launch, ...] = Field(max_length=2**16)
 
     @property
-    def symbols(self) -> tuple[str, ...]:
+    def symbols(self) -> tuple[Symbol, ...]:
         """Those of `SYMBOLS` that its arguments give a size."""
         return tuple(s for s in SYMBOLS if any(s in argument.shape for argument in self.arguments))
 
@@ -153,10 +154,10 @@ class Requirements(_Model):
 
 
 class Region(NamedTuple):
-    """A `Buffer` of a call: `bytes` from byte `offset` of the `index`-th thing of its role."""
+    """A `Buffer` of a call: `bytes` from byte `offset` of the `item`-th thing of its role."""
 
     role: Role
-    index: int
+    item: int
     offset: int
     bytes: int
 
@@ -176,7 +177,7 @@ class Plan(_Model):
     plan_version: Literal[1]
     target: _Name
     requires: Requirements
-    bounds: dict[Literal["n", "b"], _Extent]
+    bounds: dict[Symbol, _Extent]
     parameters: tuple[ParameterTensor, ...] = Field(max_length=2**16)
     state: tuple[StateBuffer, ...] = Field(max_length=2**16)
     kernels: dict[_Name, Kernel] = Field(max_length=4096)
@@ -185,7 +186,7 @@ class Plan(_Model):
     def launches(self, function: str, **sizes: int) -> tuple[SizedLaunch, ...]:
         """What a call launches, with a size for each symbol of the function. Raises `GeckoError` naming the place."""
         called = self.functions[function]
-        if set(sizes) != set(called.symbols) or any(not 1 <= sizes[s] <= self.bounds.get(s, 0) for s in sizes):
+        if set(sizes) != set(called.symbols) or any(not 1 <= sizes[s] <= self.bounds.get(s, 0) for s in called.symbols):
             bounds = ", ".join(f"1 ≤ {s} ≤ {self.bounds.get(s, 0)}" for s in called.symbols) or "none"
             raise GeckoError(f"functions.{function}: called with the sizes {sizes}, expected {bounds}")
         return tuple(_Call(self, f"functions.{function}", called, sizes).launches())
@@ -272,8 +273,8 @@ def _check_access(place: str, kernel: Kernel, launch: Launch, regions: tuple[Reg
     """Nothing is written that only is given, nor through a buffer that overlaps with another one."""
     written = {index for index, access in zip(launch.buffers, kernel.buffers, strict=True) if access != "read"}
     for j, (index, region) in enumerate(zip(launch.buffers, regions, strict=True)):
-        if index in written and region.role in ("parameter", "argument"):
-            raise GeckoError(f"{place}.buffers.{j}: the kernel writes what is {region.role} {region.index}")
+        if kernel.buffers[j] != "read" and region.role in ("parameter", "argument"):
+            raise GeckoError(f"{place}.buffers.{j}: the kernel writes what is {region.role} {region.item}")
         for other_index, other in zip(launch.buffers[:j], regions, strict=False):
             if other_index != index and overlap(region, other) and written & {index, other_index}:
                 raise GeckoError(f"{place}.buffers.{j}: overlaps with buffer {other_index}, and one of them is written")
@@ -308,14 +309,14 @@ def parse_plan(text: str, name: object) -> Plan:
     if len(text) > MAX_PLAN_BYTES:
         raise GeckoError(f"{name}: a launch plan of {len(text):,} bytes, expected at most {MAX_PLAN_BYTES:,}")
     value = parse_json(text, name)
-    if (version := value.get("plan_version")) != PLAN_VERSION:
+    if type(version := value.get("plan_version")) is not int or version != PLAN_VERSION:
         raise GeckoError(f"{name}: plan version {version}, expected {PLAN_VERSION}; compile it again")
     try:
         plan = Plan.model_validate(value)
         _check_tables(plan)
         for name_of_function, function in plan.functions.items():
-            for size in (lambda symbol: 1, lambda symbol: plan.bounds.get(symbol, 0)):
-                plan.launches(name_of_function, **{symbol: size(symbol) for symbol in function.symbols})
+            plan.launches(name_of_function, **dict.fromkeys(function.symbols, 1))
+            plan.launches(name_of_function, **{symbol: plan.bounds.get(symbol, 0) for symbol in function.symbols})
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
@@ -348,6 +349,8 @@ def _check_tables(plan: Plan) -> None:
 
 def plan_schema() -> dict[str, Any]:
     """The JSON schema of a plan, `docs/plan.schema.json`."""
-    schema = Plan.model_json_schema()
+    # Pydantic refers to nothing that it has not made itself.
+    text = json.dumps(Plan.model_json_schema()).replace('"$comment": "Expression"', '"$ref": "#/$defs/Expression"')
+    schema: dict[str, Any] = json.loads(text)
     schema["$defs"]["Expression"] = EXPRESSION_SCHEMA
     return schema

@@ -48,13 +48,14 @@ class EmulatedLibrary:
         )
         lowered = lower(module)
         kernels = Kernels(kernels_in(lowered))
-        text = dump_plan(make_plan(self.metadata, lowered, kernels.split))
-        self._player = Player(parse_plan(text, "the plan"), kernels.program)
+        # What it knows of the functions is a text.
+        self.plan = parse_plan(dump_plan(make_plan(self.metadata, lowered, kernels.split)), "the plan")
+        self._player = Player(self.plan, kernels.program)
 
     def _play(self, name: str, *arguments: Any) -> None:
         arrays = [_array(argument) for argument in arguments]
-        inputs = len(self._player.plan.functions[name].arguments)
-        state = inputs + len(self._player.plan.state)
+        inputs = len(self.plan.functions[name].arguments)
+        state = inputs + len(self.plan.state)
         self._player.play(name, arrays[:inputs], arrays[inputs:state], arrays[state:])
 
 
