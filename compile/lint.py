@@ -11,7 +11,8 @@ import tvm
 from tvm import relax, tirx
 from tvm_ffi import structural_walk
 
-from gecko_mlc.formats.plan import Plan, Region, overlap
+from gecko_mlc.formats.launches import Region, overlap
+from gecko_mlc.formats.plan import Plan
 from gecko_mlc.tir_kernels.hardware import CUDA
 
 # CUDA's bounds of a grid's and a block's y and z.

@@ -17,6 +17,7 @@ from tvm import relax, tirx
 from tvm_ffi import WalkResult, structural_walk
 
 from gecko_mlc.compile.kernels import block_of, shared_bytes
+from gecko_mlc.formats.launches import Role
 from gecko_mlc.formats.library import FUNCTIONS, Metadata, functions_of
 from gecko_mlc.formats.plan import (
     PLAN_VERSION,
@@ -29,7 +30,6 @@ from gecko_mlc.formats.plan import (
     ParameterTensor,
     Plan,
     Requirements,
-    Role,
     StateBuffer,
 )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gecko_mlc.formats.plan import Plan, Region, SizedLaunch
+from gecko_mlc.formats.launches import Region, SizedLaunch
+from gecko_mlc.formats.plan import Plan
 from gecko_mlc.formats.weights import NUMPY_DTYPES
 
 # Bytes around each buffer. They are NaN, which shows where they are read.
