@@ -11,7 +11,8 @@ import tvm
 from tvm import relax, tirx
 from tvm_ffi import structural_walk
 
-from gecko_mlc.formats.plan import Plan, Region, overlap
+from gecko_mlc.formats.launches import Region, overlap
+from gecko_mlc.formats.plan import Plan
 from gecko_mlc.tir_kernels.hardware import CUDA
 
 # CUDA's bounds of a grid's and a block's y and z.
@@ -88,9 +89,9 @@ def _check_call(plan: Plan, name: str, size: int, declared: Set[str]) -> Iterato
             if access == "write" or region.role not in ("storage", "result") or region in alive:
                 continue
             why = f"launch {overwritten[region]} has overwritten" if region in overwritten else "nothing has written"
-            yield f"{where} reads {region.role} {region.index} from byte {region.offset}, which {why}"
+            yield f"{where} reads {region.role} {region.item} from byte {region.offset}, which {why}"
         for region in (region for region, access in accesses if access != "read"):
-            written_tensors.add((region.role, region.index))
+            written_tensors.add((region.role, region.item))
             for other in [other for other in alive if other != region and overlap(other, region)]:
                 alive.remove(other)
                 overwritten[other] = i

@@ -17,6 +17,7 @@ from tvm import relax, tirx
 from tvm_ffi import WalkResult, structural_walk
 
 from gecko_mlc.compile.kernels import block_of, shared_bytes
+from gecko_mlc.formats.launches import Role
 from gecko_mlc.formats.library import FUNCTIONS, Metadata, functions_of
 from gecko_mlc.formats.plan import (
     Access,
@@ -28,7 +29,6 @@ from gecko_mlc.formats.plan import (
     ParameterTensor,
     Plan,
     Requirements,
-    Role,
     StateBuffer,
 )
 from gecko_mlc.formats.versions import PLAN_VERSION
@@ -72,7 +72,8 @@ def keep_split() -> Iterator[list[tvm.IRModule]]:
 
 def kernels_in(lowered: tvm.IRModule) -> tvm.IRModule:
     """The kernels of `pipeline.lower`'s result, to be split under the names that they have there."""
-    return tvm.IRModule({v: f for v, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)})
+    named = {v.name_hint: f for v, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)}
+    return tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()})
 
 
 def make_plan(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import PlainValidator, WithJsonSchema
 
 # Rows of a prefill piece, and slots of a step: at least one.
-SYMBOLS = ("n", "b")
+Symbol = Literal["n", "b"]
+SYMBOLS: tuple[Symbol, ...] = ("n", "b")
 LARGEST = 2**31 - 1
 MAX_DEPTH, MAX_NODES = 16, 64
 
@@ -58,26 +59,26 @@ EXPRESSION_SCHEMA = {
 
 
 def _expression(value: Any, depth: int = 0) -> Any:
-    """The expression in a JSON value, lists as tuples. Raises `ValueError` for anything else."""
     if type(value) is int:
         return _fitting(value)
     if isinstance(value, str):
         if value not in SYMBOLS:
-            raise ValueError(f"unknown symbol {value[:40]!r}")
+            raise ValueError("unknown symbol")
         return value
     if not isinstance(value, list | tuple):
-        raise ValueError(f"expected an integer, a symbol or a list, found {type(value).__name__}")
+        raise ValueError("expected an integer, a symbol or a list")
     if depth == MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     name = value[0] if value else None
     if not isinstance(name, str) or name not in _OPERANDS:
-        raise ValueError(f"unknown operator {str(name)[:40]!r}")
+        raise ValueError("unknown operator")
     if len(value) != _OPERANDS[name] + 1:
-        raise ValueError(f"{name!r} takes {_OPERANDS[name]} operands, found {len(value) - 1}")
+        raise ValueError("wrong number of operands")
     return (name, *(_expression(operand, depth + 1) for operand in value[1:]))
 
 
-def _checked(value: Any) -> Any:
+def parse_expression(value: Any) -> Any:
+    """The `Expression` in a JSON value, lists as tuples. Raises `ValueError` for anything else, and for a large one."""
     expression = _expression(value)
     if _nodes(expression) > MAX_NODES:
         raise ValueError(f"more than {MAX_NODES} parts")
@@ -94,7 +95,7 @@ def _fitting(value: int) -> int:
     return value
 
 
-Expression = Annotated[Any, PlainValidator(_checked), WithJsonSchema({"$ref": "#/$defs/Expression"})]
+Expression = Annotated[Any, PlainValidator(parse_expression), WithJsonSchema({"$comment": "Expression"})]
 
 
 def evaluate(expression: Any, sizes: Mapping[str, int]) -> int:
@@ -107,7 +108,7 @@ def evaluate(expression: Any, sizes: Mapping[str, int]) -> int:
         return expression
     if isinstance(expression, str):
         if expression not in sizes:
-            raise ValueError(f"unknown symbol {expression!r}")
+            raise ValueError("unknown symbol")
         return sizes[expression]
     name, *operands = expression
     values = [evaluate(operand, sizes) for operand in operands]

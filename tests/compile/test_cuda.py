@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import tvm
 from support.models import small_config
 
-from gecko_mlc.cli.info import library_rows
+from gecko_mlc.cli.info import library_rows, print_plan
 from gecko_mlc.compile.backends.cuda import compiler as cuda_compiler
 from gecko_mlc.compile.backends.cuda import pipeline
 from gecko_mlc.compile.backends.cuda.compiler import FATBIN_MAGIC, NVCC, NVRTC, MachineCode, find_compiler
@@ -25,6 +26,7 @@ from gecko_mlc.compile.target import compile_target
 from gecko_mlc.config import preset
 from gecko_mlc.cuda_toolkit import find_library
 from gecko_mlc.formats.group_quantization import Dense
+from gecko_mlc.formats.plan import read_plan
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.runtime.devices import nvidia
 from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
@@ -141,6 +143,20 @@ def test_info_reads_it_anywhere(made: Made) -> None:
     assert rows["PTX"] == "compute_80 compute_90"
     if nvidia.capability() is None:
         assert rows["runs here"].startswith("no: compiled for NVIDIA GPUs, and this machine has none")
+
+
+def test_it_holds_its_launch_plan(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernels that were compiled, the workspace that was planned, and `info --plan` lists them."""
+    plan, compiled = read_plan(made.path), made.compiled
+    functions = [function for kernel in compiled.kernels for function in kernel.device_functions]
+    assert {name: (math.prod(k.block), k.shared_bytes) for name, k in plan.kernels.items()} == {
+        f.name: (f.threads, f.dynamic_shared_bytes) for f in functions
+    }
+    assert {name: sum(f.storages) for name, f in plan.functions.items()} == compiled.metadata.workspace_bytes
+    decode = len(plan.functions["decode"].launches)
+    assert decode == launches_of(compiled.kernels, "decode", CONFIGS[made.quantization].num_layers)[0]
+    print_plan(made.path)
+    assert f"decode(slots int32[b]), b up to 1: {decode} launches, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("made", ["q0f32"], indirect=True)

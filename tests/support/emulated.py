@@ -48,10 +48,12 @@ class EmulatedLibrary:
         )
         lowered = lower(module)
         kernels = Kernels(kernels_in(lowered))
+        # What it knows of the functions is a text.
         text = dump_plan(make_plan(self.metadata, lowered, kernels.split, target.requirements))
-        self._player = Player(parse_plan(text, "the plan"), kernels.program)
+        self.plan = parse_plan(text, "the plan")
+        self._player = Player(self.plan, kernels.program)
 
     def _play(self, name: str, *arguments: Any) -> None:
-        inputs = len(self._player.plan.functions[name].arguments)
-        state = inputs + len(self._player.plan.state)
+        inputs = len(self.plan.functions[name].arguments)
+        state = inputs + len(self.plan.state)
         self._player.play(name, arguments[:inputs], arguments[inputs:state], arguments[state:])

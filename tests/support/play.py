@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gecko_mlc.formats.plan import Plan, Region, SizedLaunch
+from gecko_mlc.formats.launches import Region, SizedLaunch
+from gecko_mlc.formats.plan import Plan
 from gecko_mlc.formats.weights import NUMPY_DTYPES
 
 # Bytes around each buffer. They are NaN, which shows where they are read.
@@ -58,7 +59,7 @@ class Player:
 
     def _launch(self, function: str, launch: SizedLaunch, memory: dict[str, list[np.ndarray]]) -> None:
         kernel = self.plan.kernels[launch.kernel]
-        inside = {r: memory[r.role][r.index][r.offset : r.offset + r.bytes] for r in launch.buffers}
+        inside = {r: memory[r.role][r.item][r.offset : r.offset + r.bytes] for r in launch.buffers}
         guarded = {region: _guarded(content) for region, content in inside.items()}
         values = [*(guarded[region][1].ctypes.data for region in launch.buffers), *launch.scalars]
         error = self._program(launch.kernel)(
@@ -79,8 +80,8 @@ class Player:
     def _name(self, function: str, region: Region) -> str:
         tables: dict[str, Sequence[Any]] = {"parameter": self.plan.parameters, "state": self.plan.state}
         if region.role == "storage":
-            return f"storage {region.index}"
-        name: str = tables.get(region.role, self.plan.functions[function].arguments)[region.index].name
+            return f"storage {region.item}"
+        name: str = tables.get(region.role, self.plan.functions[function].arguments)[region.item].name
         return name
 
 
