@@ -81,7 +81,7 @@ def with_derived(config: GeckoConfig, parameters: dict[str, np.ndarray]) -> dict
 def in_memory(spec: Parameter, value: np.ndarray) -> np.ndarray:
     """A parameter as the functions take it, of its value."""
     if spec.layout is None:
-        return value.astype(NUMPY_DTYPES[spec.dtype])
+        return np.ascontiguousarray(value, NUMPY_DTYPES[spec.dtype])
     return spec.layout.pack(*spec.layout.quantization.quantize(value), spec.inputs)
 
 
