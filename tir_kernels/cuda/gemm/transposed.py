@@ -75,6 +75,17 @@ class TransposedGemm(NamedTuple):
     each: Any
     run: Any
 
+    @property
+    def simt(self) -> bool:
+        """Whether it is computed by FMAs: `run` then is that of `_simt_gemm`, else that of `_mma_gemm`."""
+        return self.dtype == "float32"
+
+
+def transposed_gemm(dtype: str, *columns: int) -> TransposedGemm:
+    """The GEMM of operands of `dtype` with such numbers of columns: on the tensor cores if rows are multiples of 16
+    bytes."""
+    return _simt_gemm() if dtype == "float32" or any(extent % 8 for extent in columns) else _mma_gemm(dtype)
+
 
 def offset_in_a(i: Expr, tx: Expr) -> Expr:
     """The offset in a stage at which row i * 32 + tx // 8 has its columns from tx % 8 * 8 on."""
@@ -87,7 +98,7 @@ def offset_in_b(i: Expr, tx: Expr) -> Expr:
 
 
 @functools.cache
-def mma_transposed_gemm(dtype: str) -> TransposedGemm:
+def _mma_gemm(dtype: str) -> TransposedGemm:
     """On the tensor cores, run(start, fetch, prepare, steps, tiles, sums, tx): start(row, column, at) sets the
     accumulators, fetch(stage, step) begins copies into the tiles at `stage`, and prepare(stage, step) computes on them
     when they have arrived.
@@ -130,7 +141,7 @@ def mma_transposed_gemm(dtype: str) -> TransposedGemm:
 
 
 @functools.cache
-def simt_transposed_gemm() -> TransposedGemm:
+def _simt_gemm() -> TransposedGemm:
     """In FMAs, run(start, fill, steps, tiles, sums, tx): start(row, column, at) sets the accumulators, and fill(k, step)
     writes the thread's element of row k of A to tiles[k * 2 * ROWS + tx % ROWS], and that of B ROWS further on."""
     tile_k, rows_at_once = 16, THREADS // ROWS

@@ -5,13 +5,12 @@ were.
 """
 
 import functools
-from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.value_cache import value_loader
-from gecko_mlc.tir_kernels.cuda.gemm.transposed import ROWS, THREADS, memory_gemm, offset_in_a, offset_in_b
+from gecko_mlc.tir_kernels.cuda.gemm.transposed import ROWS, THREADS, offset_in_a, offset_in_b, transposed_gemm
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     RESIDENT_BLOCKS,
     copy_8_if,
@@ -26,6 +25,7 @@ from gecko_mlc.tir_kernels.cuda.state.value_cache import widen_codes
 from gecko_mlc.tir_kernels.expressions import Expr, loader
 from gecko_mlc.tir_kernels.hardware import divide
 from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.phase import Phase
 from gecko_mlc.tir_kernels.shapes import Window
 
 # Positions that are absorbed at a time.
@@ -39,27 +39,46 @@ _fast_exp = device_function(
 )
 
 
-def _absorb(window: Window) -> Any:
-    """An inline (slots, position, keys, values, value_scales, log_mass, log_sum, memory_sum, n, b, waits): absorbs the
-    tiles that n tokens of each of b slots complete.
+@functools.cache
+def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
+    """Kernel (in prefill rows [n, D], slots [1] or [n], position, memory_keys [S, 2, C, Z], values [S, 2, C, E],
+    value_scales [S, 2, C, H] of int8 values, log_mass [S, H, dz], log_sum [S, H, C], memory_sum [S, H, dz, dv + dz]).
+
+    n tokens of one slot and chunk, or one of each of n slots, at positions before `advance`. The tiles of the previous
+    chunk that they complete are added to `memory_sum`, which begins anew with a chunk's first tile. `rows` are not
+    read: they tell a prefill how many tokens there are.
 
     A block adds to some rows and columns. The first blocks compute the columns of P, sᵀ times κ, as κᵀ times s.
     """
     size, value_size, heads, chunk_size = window.head_dim, window.value_head_dim, window.heads, window.chunk_size
-    dtype, gemm = window.key_dtype, memory_gemm(window)
+    dtype, gemm = window.key_dtype, transposed_gemm(window.key_dtype, size, value_size)
     predictions = divide(size, gemm.columns)
     load, load_value = loader(dtype), value_loader(window.value_dtype)
     widen = None if gemm.simt else widen_codes(dtype)
+    decoding = phase is Phase.DECODE
 
     def exists(j: Expr, end: Expr) -> Expr:
         """Only the last tile of a chunk may have fewer positions."""
         return j < end if chunk_size % ABSORB_TILE else tirx.const(True, "bool")
 
-    @T.inline
-    def compute(slot_ids, position, keys, values, value_scales, log_mass, log_sum, memory_sum, n, b, waits):
+    @kernel(rows=not decoding, value_scales=window.scaled)
+    def compute(
+        rows_handle: T.handle,
+        slots_handle: T.handle,
+        position: T.Buffer((window.slots, 2), "int32"),
+        keys: T.Buffer(window.keys, window.key_dtype),
+        values: T.Buffer(window.values, window.value_dtype),
+        value_scales: T.Buffer(window.value_scales, "float32"),
+        log_mass: T.Buffer(window.log_norm, "float32"),
+        log_sum: T.Buffer((window.slots, window.heads, window.chunk_size), "float32"),
+        memory_sum: T.Buffer((*window.log_norm, value_size + size), "float32"),
+    ):
+        n = T.int32()
+        rows = T.match_buffer(rows_handle, (n, dim), "float32")  # noqa: F841 (the tokens' number)
+        slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
         bx = T.launch_thread("blockIdx.x", predictions + divide(value_size, gemm.columns))
         by = T.launch_thread("blockIdx.y", divide(size, ROWS))
-        bz = T.launch_thread("blockIdx.z", b * heads)
+        bz = T.launch_thread("blockIdx.z", phase.sequences(n) * heads)
         tx = T.launch_thread("threadIdx.x", THREADS)
         tiles = T.alloc_buffer((gemm.shared,), gemm.dtype, scope="shared.dyn")
         sums = T.alloc_buffer((gemm.accumulators,), scope="local")
@@ -83,13 +102,13 @@ def _absorb(window: Window) -> Any:
             bx < predictions, value_size + bx * gemm.columns, (bx - predictions) * gemm.columns
         )
 
-        if waits:
+        if decoding:
             launch_dependents()
             wait_for_predecessor()
         parity: T.let = (position[slot, 0] + 1) % 2
         offset: T.let = position[slot, 1]
         begin: T.let = offset // ABSORB_TILE * ABSORB_TILE
-        end: T.let = T.Select(offset + n >= chunk_size, chunk_size, (offset + n) // ABSORB_TILE * ABSORB_TILE)
+        end: T.let = T.Select(offset + phase.length(n) >= chunk_size, chunk_size, (offset + phase.length(n)) // ABSORB_TILE * ABSORB_TILE)
 
         @T.inline
         def start(row, column, at):
@@ -206,55 +225,3 @@ def _absorb(window: Window) -> Any:
             gemm.each(finish, tx)
 
     return compute
-
-
-@functools.cache
-def absorb_step(window: Window) -> tirx.PrimFunc:
-    """Kernel (slots [b], position, memory_keys [S, 2, C, Z], values [S, 2, C, E], value_scales [S, 2, C, H] of int8
-    values, log_mass [S, H, dz], log_sum [S, H, C], memory_sum [S, H, dz, dv + dz]).
-
-    One token for each of b slots, at a position before `advance`. If it completes a tile, that tile of the previous
-    chunk is added to `memory_sum`, which begins anew with a chunk's first tile.
-    """
-    absorb_tiles = _absorb(window)
-
-    @kernel(value_scales=window.scaled)
-    def absorb_step(
-        slots_handle: T.handle,
-        position: T.Buffer((window.slots, 2), "int32"),
-        keys: T.Buffer(window.keys, window.key_dtype),
-        values: T.Buffer(window.values, window.value_dtype),
-        value_scales: T.Buffer(window.value_scales, "float32"),
-        log_mass: T.Buffer(window.log_norm, "float32"),
-        log_sum: T.Buffer(log_sum_shape(window), "float32"),
-        memory_sum: T.Buffer(memory_sum_shape(window), "float32"),
-    ):
-        b = T.int32()
-        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-        absorb_tiles(slot_ids, position, keys, values, value_scales, log_mass, log_sum, memory_sum, 1, b, True)
-
-    return absorb_step
-
-
-@functools.cache
-def absorb(dim: int, window: Window) -> tirx.PrimFunc:
-    """Kernel (rows [n, D], slots [1], and the rest of `absorb_step`): the same for n tokens of one slot and chunk."""
-    absorb_tiles = _absorb(window)
-
-    @kernel(value_scales=window.scaled)
-    def absorb(
-        rows_handle: T.handle,
-        slot_ids: T.Buffer((1,), "int32"),
-        position: T.Buffer((window.slots, 2), "int32"),
-        keys: T.Buffer(window.keys, window.key_dtype),
-        values: T.Buffer(window.values, window.value_dtype),
-        value_scales: T.Buffer(window.value_scales, "float32"),
-        log_mass: T.Buffer(window.log_norm, "float32"),
-        log_sum: T.Buffer(log_sum_shape(window), "float32"),
-        memory_sum: T.Buffer(memory_sum_shape(window), "float32"),
-    ):
-        n = T.int32()
-        _rows = T.match_buffer(rows_handle, (n, dim), "float32")
-        absorb_tiles(slot_ids, position, keys, values, value_scales, log_mass, log_sum, memory_sum, n, 1, False)
-
-    return absorb

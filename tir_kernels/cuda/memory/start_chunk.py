@@ -34,12 +34,12 @@ def start_chunk(window: Window) -> tirx.PrimFunc:
     load = loader(cache_dtype)
 
     @kernel
-    def start_chunk(
+    def compute(
         slots_handle: T.handle,
         position: T.Buffer((window.slots, 2), "int32"),
         keys: T.Buffer(window.keys, cache_dtype),
         log_mass: T.Buffer(window.log_norm, "float32"),
-        log_sum: T.Buffer(log_sum_shape(window), "float32"),
+        log_sum: T.Buffer((window.slots, window.heads, window.chunk_size), "float32"),
     ):
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
@@ -123,4 +123,4 @@ def start_chunk(window: Window) -> tirx.PrimFunc:
                 if tx % 32 == 0:
                     log_sum[slot, head, j] = maximum[0] + T.log(total[0])
 
-    return start_chunk
+    return compute

@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.gemm.mma import TILE_K
-from gecko_mlc.tir_kernels.cuda.gemm.transposed import ROWS, THREADS, memory_gemm, offset_in_a, offset_in_b
+from gecko_mlc.tir_kernels.cuda.gemm.transposed import ROWS, THREADS, offset_in_a, offset_in_b, transposed_gemm
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import copy_16_if
 from gecko_mlc.tir_kernels.expressions import loader
 from gecko_mlc.tir_kernels.hardware import divide
@@ -22,14 +22,14 @@ def update(window: Window) -> tirx.PrimFunc:
     is a memory: at the end of chunks 0 and 1.
     """
     size, value_size, heads, cache_dtype = window.head_dim, window.value_head_dim, window.heads, window.key_dtype
-    gemm, load = memory_gemm(window), loader(cache_dtype)
+    gemm, load = transposed_gemm(window.key_dtype, size, value_size), loader(cache_dtype)
 
     @kernel
-    def update(
+    def compute(
         slots_handle: T.handle,
         position: T.Buffer((window.slots, 2), "int32"),
         memory: T.Buffer(window.memory, cache_dtype),
-        memory_sum: T.Buffer(memory_sum_shape(window), "float32"),
+        memory_sum: T.Buffer((*window.log_norm, value_size + size), "float32"),
     ):
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
@@ -105,4 +105,4 @@ def update(window: Window) -> tirx.PrimFunc:
                 gemm.run(start, fetch, prepare, divide(size, TILE_K), tiles, sums, tx)
             gemm.each(finish, tx)
 
-    return update
+    return compute

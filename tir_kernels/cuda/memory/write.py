@@ -28,11 +28,11 @@ def write(window: Window) -> tirx.PrimFunc:
     rounded, convert = window.key_dtype != "float32", narrow(window.key_dtype)
 
     @kernel(memory_read=rounded)
-    def write(
+    def compute(
         slots_handle: T.handle,
         position: T.Buffer((window.slots, 2), "int32"),
         log_mass: T.Buffer(window.log_norm, "float32"),
-        memory_sum: T.Buffer(memory_sum_shape(window), "float32"),
+        memory_sum: T.Buffer((*window.log_norm, value_size + size), "float32"),
         log_norm: T.Buffer(window.log_norm, "float32"),
         memory: T.Buffer(window.memory, "float32"),
         memory_read: T.Buffer(window.memory, window.key_dtype),
@@ -76,4 +76,4 @@ def write(window: Window) -> tirx.PrimFunc:
                         for v in T.vectorized(width):
                             memory_read[slot, head, a, column + v] = convert(new[v])
 
-    return write
+    return compute
