@@ -14,13 +14,21 @@ from tvm.relax.frontend.nn import Module, Tensor, op
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.model.quantize import Matrix
 from gecko_mlc.model.trace import Build, Call, State, fresh, launch, launch_all
-from gecko_mlc.tir_kernels.cuda import complex_ema, timestep_norm
 from gecko_mlc.tir_kernels.cuda.decode import attention as decode_attention
 from gecko_mlc.tir_kernels.cuda.decode import attention_merge
 from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
+from gecko_mlc.tir_kernels.cuda.decode import norm_ema as decode_norm_ema
+from gecko_mlc.tir_kernels.cuda.decode import timestep_norm as decode_timestep_norm
 from gecko_mlc.tir_kernels.cuda.gemv import gemv
 from gecko_mlc.tir_kernels.cuda.memory import working_memory
-from gecko_mlc.tir_kernels.cuda.prefill import attention_inputs, attention_scores, attention_values, group_norm
+from gecko_mlc.tir_kernels.cuda.prefill import (
+    attention_inputs,
+    attention_scores,
+    attention_values,
+    group_norm,
+    norm_ema,
+    timestep_norm,
+)
 from gecko_mlc.tir_kernels.cuda.prefill import linear as prefill_linear
 from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, row_elements
 from gecko_mlc.tir_kernels.cuda.state import embedding, sampling, slots, value_cache
@@ -59,7 +67,7 @@ class CUDALaunches:
         """The logits of each sequence's last row, into the state."""
         c = self.build.config
         decoding = call.phase is Phase.DECODE
-        factory = timestep_norm.timestep_norm_step if decoding else timestep_norm.last_timestep_norm
+        factory = decode_timestep_norm.timestep_norm_step if decoding else timestep_norm.last_timestep_norm
         averages = ["final_norm_mean", "final_norm_var"]
         (y,) = call.state.update(
             factory(*self._norm_shape()),
@@ -162,14 +170,14 @@ class CUDALaunches:
         c, b, total = self.build.config, call.n, self.build.slots
         weights = self.build.weight_format
         state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
-        rounded = complex_ema.rounded_norm_ema(
+        rounded = decode_norm_ema.rounded_norm_ema(
             c.model_dim, c.timenorm_num_groups, c.layernorm_num_groups, weights, total
         )
         # Whoever rounds applies the gain of the norm between the two.
         gain = _present(mega.rmsnorm.weight)
         made_with, read_with = (gain, []) if rounded else ([], gain)
         u, mixed = call.state.update(
-            complex_ema.norm_ema_step(
+            decode_norm_ema.norm_ema_step(
                 c.model_dim,
                 c.timenorm_num_groups,
                 c.cema_ndim,
@@ -285,7 +293,7 @@ class CUDALaunches:
         """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [n, D]."""
         c, n, total = self.build.config, call.n, self.build.slots
         u, mixed = call.state.update(
-            complex_ema.norm_ema(c.model_dim, c.timenorm_num_groups, c.cema_ndim, total, self.dtype),
+            norm_ema.norm_ema(c.model_dim, c.timenorm_num_groups, c.cema_ndim, total, self.dtype),
             "norm_ema",
             [
                 x,

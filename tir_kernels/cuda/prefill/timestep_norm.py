@@ -1,7 +1,6 @@
-"""Timestep decay norm (specification 2.2, in the bias-corrected form of 8a) for CUDA.
+"""Timestep decay norm (specification 2.2, in the bias-corrected form of 8a) of a prefill, for CUDA.
 
-Decoding normalizes a group of one token in a warp. In prefill a block goes through all tokens of a group:
-with r the average before the first of them, the average after token t is
+A block goes through all tokens of a group: with r the average before the first of them, the average after token t is
 
     r + w_t · Σ_{i ≤ t} β^(t−i) · (μ_i − r),    w_t = (1 − β) / (1 − β^count),
 
@@ -14,25 +13,11 @@ import math
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
-    device_function,
-    lane_sum,
-    launch_dependents,
-    wait_for_predecessor,
-    warp_sum,
-)
+from gecko_mlc.tir_kernels.cuda.decayed_average import average_weight, token_count
+from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import device_function, lane_sum
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
 from gecko_mlc.tir_kernels.expressions import f32
 
-_average_weight = device_function(
-    "gecko_average_weight",
-    """
-__device__ __forceinline__ float gecko_average_weight(float count, float newest, float log_beta) {
-  return newest / -expm1f(count * log_beta);
-}
-""",
-    "float32",
-)
 # (value, the previous lane's share of 1, 2, 4, 8, 16 lanes' distance that is lost): a warp's inclusive sums.
 _decayed_sums = device_function(
     "gecko_decayed_sums",
@@ -58,113 +43,6 @@ __device__ __forceinline__ float gecko_lane_before(float value) { return __shfl_
 """,
     "float32",
 )
-
-
-def average_weight(count, beta):  # type: ignore[no-untyped-def]
-    """(1 − β) / (1 − β^count): the weight of the newest value in a decayed average (8a)."""
-    return _average_weight(count, f32(1.0 - beta), f32(math.log(beta)))
-
-
-def _count(position, slot, chunk_size, done):  # type: ignore[no-untyped-def]
-    """Tokens of the stream when `done` of this call are: fp32, exact up to 2^24."""
-    return T.Cast("float32", position[slot, 0]) * f32(chunk_size) + T.Cast("float32", position[slot, 1] + done)
-
-
-# Values of a group that a lane keeps: those of groups of the usual sizes.
-HELD = 4
-
-
-@T.inline
-def load_average(average, group, slot, position, chunk_size, betas, mean, var):
-    """average[0, 1] = the past mean and variance of a group, average[2, 3] = the newest token's weights in them."""
-    average[0] = mean[slot, group]
-    average[1] = var[slot, group]
-    average[2] = average_weight(_count(position, slot, chunk_size, 1), betas[0])
-    average[3] = average_weight(_count(position, slot, chunk_size, 1), betas[1])
-
-
-@T.inline
-def update_moments(moments, x, row, group, size, lane, average, eps):
-    """moments[0], [1] = mean and variance of a group of one token, joined with the `average` of `load_average`;
-    [2] = 1/√(variance + ε). Every lane of a warp has the same."""
-    held = T.alloc_buffer((HELD,), scope="local")
-    # All loads at once: nothing of them waits for the sums.
-    for k in T.unroll(HELD):
-        held[k] = T.float32(0)
-        if k * 32 + lane < size:
-            held[k] = x[row, group * size + k * 32 + lane]
-    moments[0] = T.float32(0)
-    for k in T.unroll(HELD):
-        moments[0] = moments[0] + held[k]
-    if size > HELD * 32:
-        for k in T.serial(HELD, (size + 31) // 32):
-            if k * 32 + lane < size:
-                moments[0] = moments[0] + x[row, group * size + k * 32 + lane]
-    moments[0] = warp_sum(moments[0]) / T.float32(size)
-    moments[1] = T.float32(0)
-    for k in T.unroll(HELD):
-        if k * 32 + lane < size:
-            moments[1] = moments[1] + (held[k] - moments[0]) * (held[k] - moments[0])
-    if size > HELD * 32:
-        for k in T.serial(HELD, (size + 31) // 32):
-            if k * 32 + lane < size:
-                moments[1] = moments[1] + (x[row, group * size + k * 32 + lane] - moments[0]) * (
-                    x[row, group * size + k * 32 + lane] - moments[0]
-                )
-    moments[1] = warp_sum(moments[1]) / T.float32(size)
-    for k in T.unroll(2):
-        moments[k] = average[k] + average[2 + k] * (moments[k] - average[k])
-    moments[2] = T.float32(1) / T.sqrt(moments[1] + T.float32(eps))
-
-
-@functools.cache
-def timestep_norm_step(
-    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float
-) -> tirx.PrimFunc:
-    """Kernel (x [b, D], weight [D], bias [D], slots [b], position, mean [S, G], var [S, G]) → y [b, D].
-
-    One token for each of b slots, all fp32; `mean` and `var` of the slots are updated in place.
-    """
-    size = dim // groups
-
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
-        x_handle: T.handle,
-        weight: T.Buffer((dim,), "float32"),
-        bias: T.Buffer((dim,), "float32"),
-        slots_handle: T.handle,
-        position: T.Buffer((slots, 2), "int32"),
-        mean: T.Buffer((slots, groups), "float32"),
-        var: T.Buffer((slots, groups), "float32"),
-        y_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        b = T.int32()
-        x = T.match_buffer(x_handle, (b, dim), "float32")
-        y = T.match_buffer(y_handle, (b, dim), "float32")
-        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-        group = T.launch_thread("blockIdx.x", groups)
-        row = T.launch_thread("blockIdx.y", b)
-        lane = T.launch_thread("threadIdx.x", 32)
-        average = T.alloc_buffer((4,), scope="local")
-        moments = T.alloc_buffer((3,), scope="local")
-        launch_dependents()
-        # The host names the slots, before any launch.
-        slot: T.let = slot_ids[row]
-        load_average(average, group, slot, position, chunk_size, betas, mean, var)
-        wait_for_predecessor()
-        update_moments(moments, x, row, group, size, lane, average, eps)
-        T.tvm_storage_sync("shared")
-        if lane == 0:
-            mean[slot, group] = moments[0]
-            var[slot, group] = moments[1]
-        for k in T.serial((size + 31) // 32):
-            if k * 32 + lane < size:
-                y[row, group * size + k * 32 + lane] = (x[row, group * size + k * 32 + lane] - moments[0]) * moments[
-                    2
-                ] * (T.float32(1) + weight[group * size + k * 32 + lane]) + bias[group * size + k * 32 + lane]
-
-    return kernel
 
 
 @functools.cache
@@ -344,7 +222,7 @@ def _scan(
             # 3. The averages of every token.
             for i in T.unroll(run):
                 if tx * run + i < tokens:
-                    count: T.let = _count(position, slot, chunk_size, start * tile + tx * run + i + 1)
+                    count: T.let = token_count(position, slot, chunk_size, start * tile + tx * run + i + 1)
                     average(0, beta_mean, token, before, sums, moments, tx * run + i, count)
                     average(1, beta_var, token, before, sums, moments, tx * run + i, count)
                     if start * tile + tx * run + i == n - 1:
