@@ -15,7 +15,6 @@ from gecko_mlc.tir_kernels.cuda.gemm.gemm import weight_gemm
 from gecko_mlc.tir_kernels.cuda.gemm.operands import WeightView, concatenated_address, weight_viewer
 from gecko_mlc.tir_kernels.cuda.quantized.dequantize import dequantize_rows
 from gecko_mlc.tir_kernels.hardware import CUDA
-from gecko_mlc.tir_kernels.kernel import without_parameter
 
 # Rows of x that make up for dequantizing first. On an H200, with 4-bit weights of the 7B, 2048 rows take 67 instead of
 # 76 ms, and 768 take 30 instead of 32.
@@ -27,12 +26,12 @@ class GemmLaunches(NamedTuple):
     number of x's rows. For each way to multiply it expands launch(gemm, views), with a `Gemm` and the weights'
     `WeightView`s.
 
-    `dequantized` [all outputs, K] is the kernel's own while it runs; `sign(kernel)` is the kernel, without it where
-    nothing is dequantized into it.
+    `dequantize` says whether weights may be dequantized first: only then a kernel has the parameter `dequantized`
+    [all outputs, K], its own while it runs.
     """
 
     expand: Any
-    sign: Any
+    dequantize: bool
 
 
 def gemm_launches(
@@ -50,11 +49,11 @@ def gemm_launches(
         def expand_one(buffers, dequantized, n, launch):
             launch(gemm, views(buffers))
 
-        return GemmLaunches(expand_one, lambda kernel: without_parameter(kernel, "dequantized"))
+        return GemmLaunches(expand_one, dequantize=False)
 
     dense = Dense(weights.arithmetic)
     dense_gemm, dense_view = weight_gemm(features, dense, hardware, wide, count), weight_viewer(dense, features)
-    dequantize = dequantize_rows(features, weights)
+    dequantize_launch = dequantize_rows(features, weights)
     *firsts, rows = itertools.accumulate(outputs, initial=0)
 
     def dense_views(dequantized: Any) -> list[WeightView]:
@@ -63,9 +62,9 @@ def gemm_launches(
     @T.inline
     def expand(buffers, dequantized, n, launch):
         if n >= DEQUANTIZE_FIRST_ROWS:
-            dequantize(concatenated_address(views(buffers), outputs), rows, dequantized)
+            dequantize_launch(concatenated_address(views(buffers), outputs), rows, dequantized)
             launch(dense_gemm, dense_views(dequantized))
         else:
             launch(gemm, views(buffers))
 
-    return GemmLaunches(expand, lambda kernel: kernel)
+    return GemmLaunches(expand, dequantize=True)

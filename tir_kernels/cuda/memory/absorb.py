@@ -93,7 +93,7 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
         slot: T.let = slot_ids[bz // heads]
         head: T.let = bz % heads
         predicts: T.let = bx < predictions
-        copies_codes: T.let = bx >= predictions if window.scaled else tirx.const(False, "bool")
+        copies_codes: T.let = bx >= predictions
         first_row: T.let = by * ROWS
         first_column: T.let = T.Select(bx < predictions, bx, bx - predictions) * gemm.columns
         extent: T.let = T.Select(bx < predictions, size, value_size)
@@ -125,6 +125,29 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
                     memory_sum[slot, head, first_row + row, place + column + v] = sums[at + v]
 
         @T.inline
+        def copy_codes(place, i, j, column):
+            """Codes come to the first half of where their values will be."""
+            copy_8_if(
+                T.address_of(tiles[place]),
+                T.address_of(values[slot, parity, j, head * value_size + T.min(column, value_size - 8)]),
+                T.Cast("int32", exists(j, end) and column < extent),
+            )
+            held_scales[i] = T.if_then_else(exists(j, end), value_scales[slot, parity, j, head], T.float32(0))
+
+        @T.inline
+        def copy_columns(place, j, column):
+            """Of keys or values."""
+            copy_16_if(
+                T.address_of(tiles[place]),
+                select_address(
+                    predicts,
+                    T.address_of(keys[slot, parity, j, head * size + T.min(column, size - 8)]),
+                    T.address_of(values[slot, parity, j, head * value_size + T.min(column, value_size - 8)]),
+                ),
+                T.Cast("int32", exists(j, end) and column < extent),
+            )
+
+        @T.inline
         def fetch(stage, step):
             # A copy of zeros reads nothing: its position need not exist.
             for i in T.unroll(2):
@@ -140,24 +163,13 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
             for i in T.unroll(4):
                 j: T.let = begin + step * ABSORB_TILE + i * 16 + tx // 16
                 column: T.let = first_column + tx % 16 * 8
-                if copies_codes:
-                    # Codes come to the first half of where their values will be.
-                    copy_8_if(
-                        T.address_of(tiles[stage + offset_in_b(i, tx)]),
-                        T.address_of(values[slot, parity, j, head * value_size + T.min(column, value_size - 8)]),
-                        T.Cast("int32", exists(j, end) and column < extent),
-                    )
-                    held_scales[i] = T.if_then_else(exists(j, end), value_scales[slot, parity, j, head], T.float32(0))
+                if window.scaled:
+                    if copies_codes:
+                        copy_codes(stage + offset_in_b(i, tx), i, j, column)
+                    else:
+                        copy_columns(stage + offset_in_b(i, tx), j, column)
                 else:
-                    copy_16_if(
-                        T.address_of(tiles[stage + offset_in_b(i, tx)]),
-                        select_address(
-                            predicts,
-                            T.address_of(keys[slot, parity, j, head * size + T.min(column, size - 8)]),
-                            T.address_of(values[slot, parity, j, head * value_size + T.min(column, value_size - 8)]),
-                        ),
-                        T.Cast("int32", exists(j, end) and column < extent),
-                    )
+                    copy_columns(stage + offset_in_b(i, tx), j, column)
 
         @T.inline
         def exponentiate(place, j, logarithm):
@@ -191,11 +203,12 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
                 for i in T.unroll(4):
                     j: T.let = begin + step * ABSORB_TILE + i * 16 + tx // 16
                     exponentiate(stage + offset_in_b(i, tx), j, lambda v: held_log_mass[v])
-            if copies_codes:
-                for i in T.unroll(4):
-                    place: T.let = T.address_of(tiles[stage + offset_in_b(i, tx)])
-                    widen(T.address_of(widened[0]), place, held_scales[i])
-                    store_registers(place, T.address_of(widened[0]))
+            if window.scaled:
+                if copies_codes:
+                    for i in T.unroll(4):
+                        place: T.let = T.address_of(tiles[stage + offset_in_b(i, tx)])
+                        widen(T.address_of(widened[0]), place, held_scales[i])
+                        store_registers(place, T.address_of(widened[0]))
 
         @T.inline
         def fill(k, step):
