@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from tvm import tirx
 from tvm.relax.frontend.nn import Module, Tensor, op
 
+from gecko_mlc.model.family import Family, present
 from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.model.quantize import Matrix, matrix
 from gecko_mlc.model.trace import Build, Call, State, fresh, launch
@@ -26,12 +27,15 @@ from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.phase import Phase
 
 
-class CPULaunches:
+class CPULaunches(Family):
     """The parts of a function, each a method that launches its kernels."""
 
+    slots = slots
+
     def __init__(self, build: Build) -> None:
+        super().__init__(build)
         assert isinstance(build.machine, CPU)
-        self.build, self.machine = build, build.machine
+        self.machine = build.machine
 
     def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""
@@ -40,8 +44,7 @@ class CPULaunches:
             kernel = embedding.current_tokens(self.build.slots)
             arguments = [call.state["token"], call.slots]
             tokens = launch(kernel, "current_tokens", arguments, fresh(call.n, dtype="int32"))
-        scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
-        kernel = embedding.take(table.outputs, table.inputs, scale, table.format)
+        kernel = embedding.take(table.outputs, table.inputs, self.embedding_scale, table.format)
         return launch(kernel, "embedding", [tokens, table.weight], fresh(call.n, c.model_dim))
 
     def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
@@ -63,23 +66,6 @@ class CPULaunches:
         """The logits [n, O] of all rows."""
         x = self._timestep_norm(call, "final_", norm, x)
         return self._product(x, self._pack(x), head, into=into)
-
-    def score(self, logits: Tensor, targets: Tensor, log_probabilities: Tensor, entropies: Tensor) -> list[Tensor]:
-        """Log-probabilities [n] of the targets and entropies [n], in place."""
-        return list(
-            op.tensor_ir_inplace_op(
-                sampling.score(self.build.config.num_outputs, self.machine),
-                "score",
-                [logits, targets, log_probabilities, entropies],
-                [2, 3],
-                [log_probabilities, entropies],
-            )
-        )
-
-    def advance(self, call: Call, tokens: Tensor) -> None:
-        """The position moves on by the tokens [n]."""
-        kernel = slots.advance(call.phase, self.build.slots)
-        call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
 
     def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
         """A layer's working-memory write (2.7)."""
@@ -108,32 +94,19 @@ class CPULaunches:
                 self.machine,
             ),
             "working_memory_write",
-            [kappa, shares, rho, slot_ids, "position", *self._values(prefix), memory],
+            [kappa, shares, rho, slot_ids, "position", *self.values(prefix), memory],
             [memory],
         )
 
-    def next_chunk(self, slot_ids: Tensor, state: State) -> None:
-        """On to offset 0 of the next chunk."""
-        state.update(slots.next_chunk(self.build.slots), "next_chunk", [slot_ids, "position"], ["position"])
+    def score_kernel(self) -> tirx.PrimFunc:
+        """Kernel (logits [n, O], targets [n]) → log-probabilities [n], entropies [n]."""
+        return sampling.score(self.build.config.num_outputs, self.machine)
 
-    def sample(self, slot_ids: Tensor, state: State) -> None:
-        """The next current token of each slot."""
-        c, b = self.build.config, slot_ids.shape[0]
-        state.update(
-            sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots, self.machine),
-            "sample",
-            [slot_ids, "logits", "sampling", "random", "counts", "token", "recent"],
-            ["random", "counts", "token", "recent"],
-            [fresh(b, c.num_outputs), fresh(b, c.num_outputs)],
-        )
-
-    def fill(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str, value: float) -> None:
-        """Every element of a state tensor, in the slots, becomes `value`."""
-        state.update(slots.fill(self.build.slots, shape, dtype, value), "fill", [slot_ids, name], [name])
-
-    def copy(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str) -> None:
-        """The first slot's part of a state tensor, into the second slot."""
-        state.update(slots.copy(self.build.slots, shape, dtype), "copy", [slot_ids, name], [name])
+    def sample_kernel(self, b: int) -> tuple[tirx.PrimFunc, list[Tensor]]:
+        """The kernel that draws a token for each of b slots, with scores and weights [b, O] as scratch."""
+        c = self.build.config
+        kernel = sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots, self.machine)
+        return kernel, [fresh(b, c.num_outputs), fresh(b, c.num_outputs)]
 
     # The rest is private.
 
@@ -150,13 +123,13 @@ class CPULaunches:
             [fresh(call.n, c.model_dim)],
         )
         kernel = group_norm.rms_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.machine)
-        mx = launch(kernel, "rms_norm", [ema, *_present(mega.rmsnorm.weight)], fresh(*ema.shape))
+        mx = launch(kernel, "rms_norm", [ema, *present(mega.rmsnorm.weight)], fresh(*ema.shape))
         packed = self._pack(mx)
         z = self._linear(mega.wz, mx, packed)
         r = self._linear(mega.wr, mx, packed, activation="silu")
         h1 = self._linear(mega.wh1, mx, packed)
 
-        dtypes, values = self.build.quantization, self._values(prefix)
+        dtypes, values = self.build.quantization, self.values(prefix)
         keys, memory_keys, memory = (f"{prefix}{name}" for name in ("keys", "memory_keys", "memory"))
         queries, weights = call.state.update(
             attention_inputs.attention_inputs(
@@ -228,14 +201,11 @@ class CPULaunches:
         kernel = chunk_attention.combine(c.value_dim, c.num_heads, c.chunk_size, self.machine)
         return launch(kernel, "attention_combine", list(partial), out)
 
-    def _values(self, prefix: str) -> list[str]:
-        return [f"{prefix}{name}" for name in self.build.value_tensors]
-
     def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
         """The block's output [n, D] of y, its middle, and x, its input."""
         c = self.build.config
         kernel = group_norm.layer_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.machine)
-        weights = _present(ffn.norm.weight, ffn.norm.bias)
+        weights = present(ffn.norm.weight, ffn.norm.bias)
         u = launch(kernel, "layer_norm", [y, *weights], fresh(*y.shape))
         packed = self._pack(u)
         hidden = self._linear(ffn.fc1, u, packed, activation="silu")
@@ -306,7 +276,3 @@ class CPULaunches:
         if into is not None:
             return op.tensor_ir_inplace_op(kernel, "linear", [*arguments, into], [len(arguments)], into)
         return launch(kernel, "linear", arguments, fresh(x.shape[0], weights.outputs))
-
-
-def _present(*parameters: Tensor | None) -> list[Tensor]:
-    return [p for p in parameters if p is not None]

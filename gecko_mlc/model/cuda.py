@@ -30,7 +30,7 @@ from gecko_mlc.tir_kernels.cuda.prefill import (
     timestep_norm,
 )
 from gecko_mlc.tir_kernels.cuda.prefill import linear as prefill_linear
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, row_elements
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, row_shape
 from gecko_mlc.tir_kernels.cuda.state import embedding, sampling, slots, value_cache
 from gecko_mlc.tir_kernels.hardware import CUDA
 from gecko_mlc.tir_kernels.phase import Phase
@@ -170,7 +170,7 @@ class CUDALaunches:
         c, b, total = self.build.config, call.n, self.build.slots
         weights = self.build.weight_format
         state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
-        rounded = decode_norm_ema.rounded_norm_ema(
+        rounded = decode_norm_ema.quantized_output(
             c.model_dim, c.timenorm_num_groups, c.layernorm_num_groups, weights, total
         )
         # Whoever rounds applies the gain of the norm between the two.
@@ -238,7 +238,7 @@ class CUDALaunches:
             cache,
             [fresh(b, c.num_heads, parts, c.value_head_dim), fresh(b, c.num_heads, parts, 2)],
         )
-        rounded = attention_merge.rounded_merge(c.value_dim, c.num_heads, self.key_dtype, weights, total)
+        rounded = attention_merge.quantized_output(c.value_dim, c.num_heads, self.key_dtype, weights, total)
         merged = launch(
             attention_merge.merge(*shape, total, c.chunk_size, c.norm_eps, self.key_dtype, rounded),
             "merge",
@@ -261,7 +261,7 @@ class CUDALaunches:
     def _ffn_step(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
         """The block's output [b, D] of y, its middle, and x, its input."""
         c, b, rows, weights = self.build.config, y.shape[0], self.build.slots, self.build.weight_format
-        rounded = gemv.rounded_outputs(c.ffn_hidden_dim, weights, rows, 2 if c.swiglu else 1)
+        rounded = gemv.quantized_output(c.ffn_hidden_dim, weights, rows, 2 if c.swiglu else 1)
         hidden = launch(
             decode_linear.gate(
                 c.model_dim,
@@ -463,7 +463,7 @@ def _matrices(ffn: NormalizedFFN) -> list[Tensor]:
     return [ffn.fc1.weight] if ffn.fc3 is None else [ffn.fc1.weight, ffn.fc3.weight]
 
 
-def _row(count: Any, features: int, rounded: RoundedRow | None) -> Tensor:
+def _row(count: Any, features: int, rounded: QuantizedRow | None) -> Tensor:
     """Rows of activations that a kernel makes."""
-    width, dtype = row_elements(features, rounded)
+    width, dtype = row_shape(features, rounded)
     return fresh(count, width, dtype=dtype)

@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm_ffi import WalkResult, structural_walk
 
 from gecko_mlc.compile.backends.cuda import pipeline
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow
 
 _EMULATOR = Path(__file__).parent / "emulator"
 _TARGET = {"kind": "cuda", "arch": "sm_80", "max_threads_per_block": 1024, "thread_warp_size": 32}
@@ -29,7 +29,7 @@ _EXTENTS = [f"{kind}Idx.{axis}" for kind in ("block", "thread") for axis in "xyz
 _GUARD = 4096
 
 
-def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray, outgoing: RoundedRow | None = None) -> None:
+def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray, outgoing: QuantizedRow | None = None) -> None:
     """Run a kernel; its results are in the arguments. Raises `RuntimeError` for what a GPU would not bear.
 
     `outgoing` says to who records launches what rows of uint32 are that it makes.
@@ -56,7 +56,7 @@ def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray, outgoing: Rounded
             raise RuntimeError(f"the kernel wrote outside of {name}")
 
 
-def assert_rounded(row: RoundedRow, packed: np.ndarray, expected: np.ndarray) -> None:
+def assert_rounded(row: QuantizedRow, packed: np.ndarray, expected: np.ndarray) -> None:
     """Rows are `expected`, to a step of a vector's largest."""
     tolerance = 2e-5 + (1e-4 + 2**-15) * row.largest(expected)
     np.testing.assert_array_less(np.abs(row.unpack(packed) - expected), tolerance)

@@ -107,7 +107,7 @@ def test_parts(chunk_size: int, heads: int, expected: int) -> None:
 def test_merge_rounds(scheme: str, value_dim: int, heads: int) -> None:
     """The rows that it makes in fp32; blocks have one vector or two, and a head's last one fewer."""
     rng, z_dim, chunk_size = np.random.default_rng(3), 24, 9
-    outgoing = attention_merge.rounded_merge(value_dim, heads, "float16", format_of(scheme), 1)
+    outgoing = attention_merge.quantized_output(value_dim, heads, "float16", format_of(scheme), 1)
     assert outgoing is not None
     size, value_size, count = z_dim // heads, value_dim // heads, decode_attention.parts(chunk_size, heads)
     z, gamma, beta, r = floats(rng, 2, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, 2, value_dim)

@@ -13,7 +13,7 @@ from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.tir_kernels.cpu.group_norm import layer_norm_oracle, rms_norm_oracle
 from gecko_mlc.tir_kernels.cpu.linear import oracle
 from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, rounded_row
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row
 from gecko_mlc.tir_kernels.hardware import CUDA
 
 EPS = 1e-5
@@ -122,8 +122,8 @@ rounded_cases = pytest.mark.parametrize(
 )
 
 
-def rounded(features: int, scheme: str, rows: int, squares: int = 0) -> RoundedRow:
-    row = rounded_row(features, features, format_of(scheme), rows, squares)
+def rounded(features: int, scheme: str, rows: int, squares: int = 0) -> QuantizedRow:
+    row = quantized_row(features, features, format_of(scheme), rows, squares)
     assert row is not None
     return row
 

@@ -18,8 +18,8 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     warp_maximum,
     warp_sum,
 )
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, rounded_row, row_elements
-from gecko_mlc.tir_kernels.cuda.quantized.rounding import round_vectors
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row, row_shape
+from gecko_mlc.tir_kernels.cuda.quantized.quantize import quantize_vectors
 from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
 
 Expr = Any
@@ -35,10 +35,10 @@ def _columns(value_size: int, heads: int, dtype: str) -> tuple[int, int]:
     return 8 if value_size // width * heads >= 8 * BLOCKS // 2 else 4, width
 
 
-def rounded_merge(value_dim: int, heads: int, dtype: str, weights: WeightFormat, rows: int) -> RoundedRow | None:
+def quantized_output(value_dim: int, heads: int, dtype: str, weights: WeightFormat, rows: int) -> QuantizedRow | None:
     """How the kernel rounds what it makes, for a product of up to `rows` rows with `weights`."""
     value_size = value_dim // heads
-    return rounded_row(value_dim, math.gcd(value_size, math.prod(_columns(value_size, heads, dtype))), weights, rows)
+    return quantized_row(value_dim, math.gcd(value_size, math.prod(_columns(value_size, heads, dtype))), weights, rows)
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def merge(
     chunk_size: int,
     eps: float,
     dtype: str,
-    outgoing: RoundedRow | None = None,
+    outgoing: QuantizedRow | None = None,
 ) -> tirx.PrimFunc:
     """Kernel (z [b, Z], gamma [4, Z], beta [4, Z], partial [b, H, P, dv], statistics [b, H, P, 2], r [b, E],
     slots [b], position, memory [S, H, dz, dv]) → y [b, E] = attention ⊙ r + softmax(aq) · memory.
@@ -63,7 +63,7 @@ def merge(
     lanes, width = _columns(value_size, heads, dtype)
     part = math.gcd(width, 4)
     vectors = value_size // width
-    row_width, row_dtype = row_elements(value_dim, outgoing)
+    row_width, row_dtype = row_shape(value_dim, outgoing)
     groups, warps = THREADS // lanes, THREADS // 32
     half = warps // 2
     tiles = -(-vectors // lanes)
@@ -246,7 +246,7 @@ def merge(
                 totals[tx] = total[0]
         if outgoing is not None:
             T.tvm_storage_sync("shared")
-            round_vectors(outgoing, lanes * width // outgoing.codes, THREADS)(
+            quantize_vectors(outgoing, lanes * width // outgoing.codes, THREADS)(
                 totals,
                 0,
                 (head * value_size + tile * lanes * width) // outgoing.codes,

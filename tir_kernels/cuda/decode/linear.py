@@ -9,12 +9,12 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import WeightFormat
-from gecko_mlc.tir_kernels.cuda.gemv.gemv import row_product
+from gecko_mlc.tir_kernels.cuda.gemv.gemv import gemv
 from gecko_mlc.tir_kernels.cuda.gemv.prologue import RESIDENT, THREADS, Norm
 from gecko_mlc.tir_kernels.cuda.ptx.activation import silu
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import RESIDENT_BLOCKS, launch_dependents
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, row_elements
-from gecko_mlc.tir_kernels.cuda.quantized.rounding import round_vectors
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, row_shape
+from gecko_mlc.tir_kernels.cuda.quantized.quantize import quantize_vectors
 from gecko_mlc.tir_kernels.hardware import CUDA
 
 Expr = Any
@@ -43,7 +43,7 @@ def projections(
     weights: WeightFormat,
     rows: int,
     machine: CUDA,
-    incoming: RoundedRow | None = None,
+    incoming: QuantizedRow | None = None,
 ) -> tirx.PrimFunc:
     """Kernel (u [b, D], c [b, D], norm weight [D] if affine, wv [E, D], bias [E], wz [Z, D], bias [Z], wr [E, D],
     bias [E], wh1 [D, D], bias [D], x [b, D]) → v [b, E], z [b, Z], r [b, E], h [b, D].
@@ -54,9 +54,9 @@ def projections(
     """
     extents = value_dim, z_dim, value_dim, dim
     norm = Norm(norm_groups, eps, False)
-    plain = row_product(dim, extents, weights, rows, machine, incoming=incoming)
-    normed = row_product(dim, extents, weights, rows, machine, norm=norm, incoming=incoming)
-    width, dtype = row_elements(dim, incoming)
+    plain = gemv(dim, extents, weights, rows, machine, incoming=incoming)
+    normed = gemv(dim, extents, weights, rows, machine, norm=norm, incoming=incoming)
+    width, dtype = row_shape(dim, incoming)
     # The first block of each weight, and the end.
     ends = [0, *itertools.accumulate(plain.blocks)]
 
@@ -185,12 +185,12 @@ def linear_residual(
     scaled: bool,
     rows: int,
     machine: CUDA,
-    incoming: RoundedRow | None = None,
+    incoming: QuantizedRow | None = None,
 ) -> tirx.PrimFunc:
     """Kernel (y [b, K], weight [O, K], alpha [O] if scaled, residual [b, O]) → residual + alpha ⊙ product, [b, O]; all
     but the weight fp32, or y `incoming` rounded."""
-    product = row_product(in_features, (out_features,), weights, rows, machine, incoming=incoming)
-    width, dtype = row_elements(in_features, incoming)
+    product = gemv(in_features, (out_features,), weights, rows, machine, incoming=incoming)
+    width, dtype = row_shape(in_features, incoming)
 
     @T.inline
     def compute(x, weight, scale, residual, y, b):
@@ -259,7 +259,7 @@ def gate(
     weights: WeightFormat,
     rows: int,
     machine: CUDA,
-    outgoing: RoundedRow | None = None,
+    outgoing: QuantizedRow | None = None,
 ) -> tirx.PrimFunc:
     """Kernel (y [b, D], norm weight [D] and bias [D] if affine, fc1 [F, D], fc3 [F, D] if swiglu) → [b, F].
 
@@ -267,8 +267,8 @@ def gate(
     result `outgoing` rounded.
     """
     norm = Norm(norm_groups, eps, True)
-    product = row_product(dim, (hidden,), weights, rows, machine, 1 + swiglu, norm, outgoing=outgoing)
-    width, dtype = row_elements(hidden, outgoing)
+    product = gemv(dim, (hidden,), weights, rows, machine, 1 + swiglu, norm, outgoing=outgoing)
+    width, dtype = row_shape(hidden, outgoing)
     outputs = product.most if outgoing is not None else 0
 
     def activated(value: Expr, second: Expr) -> Expr:
@@ -299,7 +299,7 @@ def gate(
             first: T.let = product.first_output(bx, 0) // outgoing.codes
             stop: T.let = T.min(product.first_output(bx + 1, 0), hidden) // outgoing.codes
             T.tvm_storage_sync("shared")
-            round_vectors(outgoing, outputs // outgoing.codes, THREADS)(
+            quantize_vectors(outgoing, outputs // outgoing.codes, THREADS)(
                 scratch, product.scratch, first, stop - first, y, by, tx
             )
 
@@ -368,7 +368,7 @@ def gate(
 @functools.cache
 def head(dim: int, outputs: int, slots: int, weights: WeightFormat, rows: int, machine: CUDA) -> tirx.PrimFunc:
     """Kernel (x [b, D], weight [O, D], slots [b], logits [S, O]): the product, into the slots' logits."""
-    product = row_product(dim, (outputs,), weights, rows, machine)
+    product = gemv(dim, (outputs,), weights, rows, machine)
 
     @T.prim_func(s_tir=True, private=True)
     def kernel(

@@ -9,20 +9,20 @@ from tvm.script import tirx as T
 from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.cuda.decode.timestep_norm import load_average, update_moments
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import launch_dependents, wait_for_predecessor, warp_sum
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, rounded_row, row_elements
-from gecko_mlc.tir_kernels.cuda.quantized.rounding import round_vectors
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row, row_shape
+from gecko_mlc.tir_kernels.cuda.quantized.quantize import quantize_vectors
 
 # Threads that have channels of a group side by side.
 COLUMNS = 256
 
 
-def rounded_norm_ema(dim: int, groups: int, norm_groups: int, weights: WeightFormat, rows: int) -> RoundedRow | None:
+def quantized_output(dim: int, groups: int, norm_groups: int, weights: WeightFormat, rows: int) -> QuantizedRow | None:
     """How `norm_ema_step` rounds what it makes, for products of up to `rows` rows with `weights`, behind a norm of
     `norm_groups`: of one group, as its sum of squares is taken from all blocks, and a block's channels all at once."""
     size = dim // groups
     if norm_groups > 1 or size > math.gcd(size, 4) * COLUMNS:
         return None
-    return rounded_row(dim, size, weights, rows, groups)
+    return quantized_row(dim, size, weights, rows, groups)
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def norm_ema_step(
     chunk_size: int,
     betas: tuple[float, float],
     eps: float,
-    outgoing: RoundedRow | None = None,
+    outgoing: QuantizedRow | None = None,
     affine: bool = False,
 ) -> tirx.PrimFunc:
     """Kernel (x [b, D], weight [D], bias [D], coefficients [5, N, D], slots [b], position, mean [S, G], var [S, G],
@@ -53,13 +53,13 @@ def norm_ema_step(
     threads = -(-columns * parts // 32) * 32
     tiles = -(-vectors // columns)
     rounds = -(-components // parts)
-    row_width, row_dtype = row_elements(dim, outgoing)
+    row_width, row_dtype = row_shape(dim, outgoing)
     # Of the groups of a tile: partial sums by component, then, if they are rounded, u, and the squares by warp.
     entered, squares = parts * columns * width, (parts + 1) * columns * width
     scratch = entered if outgoing is None else squares + threads // 32
     # Of rows that are rounded: a block's vectors, what rounds them, and rounds of its threads over their channels.
     rounded = size // outgoing.codes if outgoing is not None else 0
-    round_own = round_vectors(outgoing, rounded, threads) if outgoing is not None else None
+    round_own = quantize_vectors(outgoing, rounded, threads) if outgoing is not None else None
     gain_rounds = -(-size // threads) if outgoing is not None else 0
     last = threads - 1
 

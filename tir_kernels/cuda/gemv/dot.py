@@ -13,7 +13,7 @@ from gecko_mlc.tir_kernels.cuda.gemv.prologue import (
     Product,
     keep_order,
     load_stream,
-    normalize_whole,
+    normalize_row,
     statistics,
 )
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import wait_for_predecessor, warp_sum, widen_vector
@@ -25,7 +25,7 @@ Expr = Any
 LOADS, OUTPUTS = 16, 16
 
 
-def dot_product(features: int, extents: tuple[int, ...], dtype: str, weights: int, norm: Norm | None) -> Product:
+def dot_gemv(features: int, extents: tuple[int, ...], dtype: str, weights: int, norm: Norm | None) -> Product:
     """One row, in fp32. `split` warps share an output; each lane keeps its inputs in registers for all outputs of the
     block, and is `LOADS` vectors of weights ahead."""
     size = 4 if dtype == "float32" else 2
@@ -47,7 +47,7 @@ def dot_product(features: int, extents: tuple[int, ...], dtype: str, weights: in
     widen = widen_vector(dtype)
     whole = norm is not None and norm.groups == 1
     compute_statistics = statistics(features, 1, norm) if norm is not None else None
-    normalize = normalize_whole(features, norm, chunks * width, split) if norm is not None else None
+    normalize = normalize_row(features, norm, chunks * width, split) if norm is not None else None
 
     def vector(tx: Expr, c: Expr) -> Expr:
         """The index of a thread's chunk of inputs."""

@@ -5,18 +5,18 @@ each thread are on their way all the time, the first before the predecessor has 
 """
 
 from gecko_mlc.formats.group_quantization import Dense, WeightFormat
-from gecko_mlc.tir_kernels.cuda.gemv.dot import dot_product
-from gecko_mlc.tir_kernels.cuda.gemv.mma import tensor_core_product
+from gecko_mlc.tir_kernels.cuda.gemv.dot import dot_gemv
+from gecko_mlc.tir_kernels.cuda.gemv.mma import mma_gemv
 from gecko_mlc.tir_kernels.cuda.gemv.prologue import BLOCKS, Norm, Product
-from gecko_mlc.tir_kernels.cuda.quantized.gemv import TILE, quantized_row
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, rounded_row
+from gecko_mlc.tir_kernels.cuda.quantized.gemv import TILE, quantized_gemv
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row
 from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
 # What the threads of a block can hold.
 MOST_INPUTS = 16384
 
 
-def row_product(
+def gemv(
     features: int,
     extents: tuple[int, ...],
     weights: WeightFormat,
@@ -24,8 +24,8 @@ def row_product(
     machine: CUDA,
     count: int = 1,
     norm: Norm | None = None,
-    incoming: RoundedRow | None = None,
-    outgoing: RoundedRow | None = None,
+    incoming: QuantizedRow | None = None,
+    outgoing: QuantizedRow | None = None,
 ) -> Product:
     """The product for up to `rows` rows with weights [extent, features] of some extents, each with a
     second one if `count` is 2. Several rows go through the tensor
@@ -35,17 +35,17 @@ def row_product(
         raise ValueError(f"{features} inputs of a matrix: at most {MOST_INPUTS} can be decoded with CUDA")
     whole = not isinstance(weights, Dense) or features % 8 == 0  # rows of whole 16 bytes
     if rows > 1 and weights.arithmetic != "float32" and whole:
-        return tensor_core_product(features, extents, weights, rows, count, norm)
+        return mma_gemv(features, extents, weights, rows, count, norm)
     if isinstance(weights, Dense):
-        return dot_product(features, extents, weights.dtype, count, norm)
+        return dot_gemv(features, extents, weights.dtype, count, norm)
     together = outgoing.codes if outgoing is not None else None
-    return quantized_row(features, extents, weights, count, norm, machine, incoming, together)
+    return quantized_gemv(features, extents, weights, count, norm, machine, incoming, together)
 
 
-def rounded_outputs(features: int, weights: WeightFormat, rows: int, count: int) -> RoundedRow | None:
+def quantized_output(features: int, weights: WeightFormat, rows: int, count: int) -> QuantizedRow | None:
     """How a product's outputs, of `count` weights each, are rounded. None where they are not, or where blocks of whole
     vectors would have more of them to do than others."""
-    outgoing = rounded_row(features, features, weights, rows)
+    outgoing = quantized_row(features, features, weights, rows)
     if outgoing is None:
         return None
     most = outgoing.codes * divide(features // outgoing.codes, BLOCKS)

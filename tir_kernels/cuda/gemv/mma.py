@@ -22,7 +22,7 @@ from gecko_mlc.tir_kernels.cuda.gemv.prologue import (
 )
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import load_registers, multiply_accumulate, wait_for_predecessor
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
-from gecko_mlc.tir_kernels.cuda.quantized.code_products import store_activations, weights_of_codes
+from gecko_mlc.tir_kernels.cuda.quantized.mma_fp16 import store_activations, dequantize_pairs
 from gecko_mlc.tir_kernels.hardware import divide
 
 Expr = Any
@@ -31,7 +31,7 @@ Expr = Any
 OUTPUTS = 32
 
 
-def tensor_core_product(
+def mma_gemv(
     features: int, extents: tuple[int, ...], weights: WeightFormat, rows: int, count: int, norm: Norm | None
 ) -> Product:
     """Up to `rows` rows with one or two weights of 16 bits or of codes. A slice of the activations is in shared memory
@@ -47,7 +47,7 @@ def tensor_core_product(
     else:
         inputs, vectors, elements = 4 * weights.codes_per_word, weights.scale_offset(features) // 4, 4
         group_vectors, scales = weights.words_per_group // 4, weights.scale_offset(features)
-        make_weights, store = weights_of_codes(weights), store_activations(weights)
+        make_weights, store = dequantize_pairs(weights), store_activations(weights)
     # A lane's halves of 16 outputs, and its vectors of each in a slice.
     lines, steps = OUTPUTS // 8, 2 if inputs <= 16 else 1
     ahead = 1 if dense else 2 // steps

@@ -23,7 +23,7 @@ from gecko_mlc.tir_kernels.cuda.gemv.prologue import (
     Norm,
     Product,
     keep_order,
-    normalize_whole,
+    normalize_row,
     shared_values,
     statistics,
 )
@@ -38,9 +38,9 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     wait_for_predecessor,
     warp_sum,
 )
-from gecko_mlc.tir_kernels.cuda.quantized.code_bytes import load_scales, multiply_codes
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import INTEGERS_BITS, UPPER, RoundedRow, piece_bytes, portion
-from gecko_mlc.tir_kernels.cuda.quantized.rounding import round_portion
+from gecko_mlc.tir_kernels.cuda.quantized.mma_int8 import load_scales, multiply_codes
+from gecko_mlc.tir_kernels.cuda.quantized.activations import INTEGERS_BITS, UPPER, QuantizedRow, piece_bytes, portion
+from gecko_mlc.tir_kernels.cuda.quantized.quantize import quantize_portion
 from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
 Expr = Any
@@ -54,14 +54,14 @@ TILES = 32
 DEPTH = {3: 3, 4: 4, 8: 5}
 
 
-def quantized_row(
+def quantized_gemv(
     features: int,
     extents: tuple[int, ...],
     layout: GroupLayout,
     weights: int,
     norm: Norm | None,
     machine: CUDA,
-    incoming: RoundedRow | None = None,
+    incoming: QuantizedRow | None = None,
     together: int | None = None,
 ) -> Product:
     """`split` warps share the inputs of a tile: 16 rows of a weight, or 8 of each of two. The activations are in shared
@@ -88,8 +88,8 @@ def quantized_row(
     whole = here is not None and here.groups == 1
     compute_statistics = statistics(features, 1, here) if here is not None else None
     # Teams have the same rows: their sums are so many times as large.
-    normalize = normalize_whole(features * teams, here, portions * size, WARPS) if here is not None else None
-    round_one, multiply = round_portion(layout), multiply_codes(layout)
+    normalize = normalize_row(features * teams, here, portions * size, WARPS) if here is not None else None
+    round_one, multiply = quantize_portion(layout), multiply_codes(layout)
     load_piece = load_registers if piece_bytes(layout) == 16 else load_registers_8
 
     # In shared memory, in values of the scales' dtype: the activations, pieces of a chunk's vectors next to each other,

@@ -10,7 +10,7 @@ from support.norms import BETAS, EPS, assert_close, coefficients_of, ema_of, emp
 from support.weights import format_of
 
 from gecko_mlc.tir_kernels.cpu import complex_ema, timestep_norm
-from gecko_mlc.tir_kernels.cuda.decode.norm_ema import norm_ema_step, rounded_norm_ema
+from gecko_mlc.tir_kernels.cuda.decode.norm_ema import norm_ema_step, quantized_output
 
 
 @pytest.mark.parametrize(("dim", "groups", "components"), [(30, 5, 3), (1040, 1, 2), (36, 3, 16)])
@@ -46,7 +46,7 @@ def test_norm_ema_step(dim: int, groups: int, components: int) -> None:
 def test_norm_ema_step_rounds(dim: int, groups: int, components: int, scheme: str, affine: bool) -> None:
     """As it makes them; c with the gain of the norm after it, and the squares that it needs."""
     rng, chunk_size, slots = np.random.default_rng(2), 7, ints(2, 0)
-    outgoing = rounded_norm_ema(dim, groups, 1, format_of(scheme), 1)
+    outgoing = quantized_output(dim, groups, 1, format_of(scheme), 1)
     assert outgoing is not None
     x, (weight, bias) = 3 * floats(rng, 2, dim) + 1, floats(rng, 2, dim)
     coefficients, ema, gain = coefficients_of(rng, components, dim), ema_of(rng, components, dim), floats(rng, dim)

@@ -4,7 +4,7 @@ import functools
 
 from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import device_function
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import Code, portion
+from gecko_mlc.tir_kernels.cuda.quantized.activations import Code, portion
 
 # (sums[4] uint32, a[4] uint32, b[2] uint32): sums [16, 8] += a [16, 32] · b [32, 8] of unsigned and signed bytes, in
 # the fragments of `mma.m16n8k32`.

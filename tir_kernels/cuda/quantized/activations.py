@@ -53,7 +53,7 @@ def piece_bytes(layout: GroupLayout) -> int:
     return 16 if 4 * layout.codes_per_word % 16 == 0 else 8
 
 
-class RoundedRow(NamedTuple):
+class QuantizedRow(NamedTuple):
     """A row of `features` activations for weights of a layout, with so many partial sums of squares."""
 
     features: int
@@ -89,7 +89,7 @@ class RoundedRow(NamedTuple):
         return vectors.max(-1).repeat(self.codes, -1)
 
     def pack(self, values: np.ndarray) -> np.ndarray:
-        """The rows [b, words] uint32 of values [b, features]: the oracle of `round_vectors`."""
+        """The rows [b, words] uint32 of values [b, features]: the oracle of `quantize_vectors`."""
         vectors = values.astype(np.float64).reshape(len(values), -1, self.codes)
         largest = np.abs(vectors).max(-1, keepdims=True)
         numbers = np.rint(vectors * (LARGEST / np.where(largest == 0, np.inf, largest))).astype(int)
@@ -130,16 +130,16 @@ class RoundedRow(NamedTuple):
         ]
 
 
-def row_elements(features: int, rounded: RoundedRow | None) -> tuple[int, str]:
+def row_shape(features: int, rounded: QuantizedRow | None) -> tuple[int, str]:
     """How many elements, of which dtype, a row of activations is: fp32 if it is not rounded."""
     return (features, "float32") if rounded is None else (rounded.words, "uint32")
 
 
-def rounded_row(features: int, together: int, weights: WeightFormat, rows: int, squares: int = 0) -> RoundedRow | None:
+def quantized_row(features: int, together: int, weights: WeightFormat, rows: int, squares: int = 0) -> QuantizedRow | None:
     """How blocks that make so many neighbouring activations `together` round them, for the product of up to `rows` rows
     with `weights`. None if they do not: a vector is of one block, and copies are of 16 bytes."""
     if not isinstance(weights, GroupLayout) or (rows > 1 and weights.arithmetic != "float32"):
         return None
-    row = RoundedRow(features, weights, squares)
+    row = QuantizedRow(features, weights, squares)
     whole = features % (4 * row.codes) == 0 and together % row.codes == 0 and piece_bytes(weights) == 16
     return row if whole else None

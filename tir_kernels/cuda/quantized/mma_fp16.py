@@ -77,7 +77,7 @@ __device__ __forceinline__ unsigned gecko_mask_into(unsigned word, unsigned mask
 
 
 @functools.cache
-def weights_of_codes(layout: GroupLayout) -> device_function:
+def dequantize_pairs(layout: GroupLayout) -> device_function:
     """(weights[4] uint32, codes[4] uint32, chunk, scale): the pairs 4·chunk to 4·chunk + 3 of a vector, rounded once to
     fp16. The group's scale is the lower half of `scale`."""
     pairs, code, zero = _pairs(layout), 2**layout.code_bits - 1, layout.quantization.largest

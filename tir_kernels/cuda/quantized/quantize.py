@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import device_function, lane_maximum, lane_sum
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import INTEGERS, LARGEST, RoundedRow, piece_bytes, portion
+from gecko_mlc.tir_kernels.cuda.quantized.activations import INTEGERS, LARGEST, QuantizedRow, piece_bytes, portion
 from gecko_mlc.tir_kernels.hardware import divide
 
 # (values[4] fp32, byte, flipped, sum int32): a byte of the bits of each, which as signed ones are added to the sum.
@@ -66,7 +66,7 @@ __device__ __forceinline__ void {name}(void* destination, int portion, int* sums
 
 
 @functools.cache
-def round_portion(layout: GroupLayout):  # type: ignore[no-untyped-def]
+def quantize_portion(layout: GroupLayout):  # type: ignore[no-untyped-def]
     """An inline (values, begin, destination, index, present, keep): a vector's portion `index`, `values` from `begin`
     on, into the vector's bytes at `destination`. All lanes of a warp take part, and if it is present keep(kind, fp32)
     is called by one of a vector's. The three kinds: what is taken from its sums, and its factor."""
@@ -101,13 +101,13 @@ def round_portion(layout: GroupLayout):  # type: ignore[no-untyped-def]
     return compute
 
 
-def round_vectors(rounded: RoundedRow, count: int, threads: int):  # type: ignore[no-untyped-def]
+def quantize_vectors(rounded: QuantizedRow, count: int, threads: int):  # type: ignore[no-untyped-def]
     """An inline (values, begin, first, present, packed, row, tx): up to `count` vectors, of which so many are present,
     from shared memory, values[begin] on, into a row of `packed` from its vector `first` on. All threads of a block take
     part."""
     per_vector = 4 // portion(rounded.layout).words
     size = rounded.codes // per_vector
-    round_one = round_portion(rounded.layout)
+    round_one = quantize_portion(rounded.layout)
 
     @T.inline
     def compute(values, begin, first, present, packed, row, tx):
