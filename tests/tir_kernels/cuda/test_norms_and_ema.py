@@ -9,10 +9,10 @@ from support.launch import floats, ints
 from support.launch_cuda import assert_rounded, launch_cuda
 from support.weights import format_of
 
-from gecko_mlc.tir_kernels.cpu import complex_ema, group_norm, timestep_norm
 from gecko_mlc.tir_kernels.cuda import complex_ema as cuda_complex_ema
 from gecko_mlc.tir_kernels.cuda import timestep_norm as cuda_timestep_norm
 from gecko_mlc.tir_kernels.cuda.prefill import group_norm as cuda_group_norm
+from gecko_mlc.tir_kernels.oracles import complex_ema, group_norm, timestep_norm
 
 BETAS, EPS = (0.999, 0.9999), 1e-5
 # Of a result: the distance of two neighbours of its dtype, relative.
