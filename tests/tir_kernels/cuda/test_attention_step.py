@@ -9,9 +9,9 @@ from support.launch import cached_values, floats, ints
 from support.launch_cuda import assert_rounded, launch_cuda
 from support.weights import format_of
 
-from gecko_mlc.tir_kernels.cpu import attention_inputs, chunk_attention, working_memory
 from gecko_mlc.tir_kernels.cuda.decode import attention as decode_attention
 from gecko_mlc.tir_kernels.cuda.decode import attention_merge
+from gecko_mlc.tir_kernels.oracles import attention_inputs, chunk_attention, working_memory
 
 EPS = 1e-5
 # Of a cached key, or value: half the distance of two neighbours of its dtype, relative, and a little.

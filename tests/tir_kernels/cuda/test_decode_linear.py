@@ -10,11 +10,11 @@ from support.launch_cuda import assert_rounded, launch_cuda
 from support.weights import format_of, weights_in_memory
 
 from gecko_mlc.formats.group_quantization import Dense
-from gecko_mlc.tir_kernels.cpu.group_norm import layer_norm_oracle, rms_norm_oracle
-from gecko_mlc.tir_kernels.cpu.linear import oracle
 from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
 from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row
 from gecko_mlc.tir_kernels.hardware import CUDA
+from gecko_mlc.tir_kernels.oracles.group_norm import layer_norm_oracle, rms_norm_oracle
+from gecko_mlc.tir_kernels.oracles.linear import oracle
 
 EPS = 1e-5
 MACHINE = CUDA((80,))

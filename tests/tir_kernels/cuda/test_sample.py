@@ -10,8 +10,9 @@ import pytest
 from support.launch import floats
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cpu.sampling import RECENT_TOKENS, Settings, oracle, score_oracle, threefry
+from gecko_mlc.tir_kernels.cpu.sampling import RECENT_TOKENS
 from gecko_mlc.tir_kernels.cuda.state import sampling
+from gecko_mlc.tir_kernels.oracles.sampling import Settings, oracle, score_oracle, threefry
 
 # Seeds whose first random word has 24 zeros, or ones, at its upper end.
 LOWEST, HIGHEST = 4166419, 17762771
