@@ -142,7 +142,7 @@ def _mma_gemm(dtype: str) -> TransposedGemm:
 
 @functools.cache
 def _simt_gemm() -> TransposedGemm:
-    """In FMAs, run(start, fill, steps, tiles, sums, tx): start(row, column, at) sets the accumulators, and fill(k, step)
+    """In FMAs, run(start, fill, steps, tiles, sums, tx): start(row, column, at) sets the accumulators, fill(k, step)
     writes the thread's element of row k of A to tiles[k * 2 * ROWS + tx % ROWS], and that of B ROWS further on."""
     tile_k, rows_at_once = 16, THREADS // ROWS
 

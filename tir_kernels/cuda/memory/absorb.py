@@ -98,9 +98,7 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
         first_column: T.let = T.Select(bx < predictions, bx, bx - predictions) * gemm.columns
         extent: T.let = T.Select(bx < predictions, size, value_size)
         # The first column's place in `memory_sum`.
-        place: T.let = T.Select(
-            bx < predictions, value_size + bx * gemm.columns, (bx - predictions) * gemm.columns
-        )
+        place: T.let = T.Select(bx < predictions, value_size + bx * gemm.columns, (bx - predictions) * gemm.columns)
 
         if decoding:
             launch_dependents()
@@ -108,7 +106,11 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
         parity: T.let = (position[slot, 0] + 1) % 2
         offset: T.let = position[slot, 1]
         begin: T.let = offset // ABSORB_TILE * ABSORB_TILE
-        end: T.let = T.Select(offset + phase.length(n) >= chunk_size, chunk_size, (offset + phase.length(n)) // ABSORB_TILE * ABSORB_TILE)
+        end: T.let = T.Select(
+            offset + phase.length(n) >= chunk_size,
+            chunk_size,
+            (offset + phase.length(n)) // ABSORB_TILE * ABSORB_TILE,
+        )
 
         @T.inline
         def start(row, column, at):
@@ -184,6 +186,15 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
                 tiles[place + v] = held[v]
 
         @T.inline
+        def widen_columns(stage):
+            """Codes become values."""
+            if copies_codes:
+                for i in T.unroll(4):
+                    place: T.let = T.address_of(tiles[stage + offset_in_b(i, tx)])
+                    widen(T.address_of(widened[0]), place, held_scales[i])
+                    store_registers(place, T.address_of(widened[0]))
+
+        @T.inline
         def prepare(stage, step):
             # Of the shares' columns, which are those of A or, for P, of B.
             column: T.let = T.Select(bx < predictions, first_column + tx % 16 * 8, first_row + tx % 8 * 8)
@@ -204,11 +215,7 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
                     j: T.let = begin + step * ABSORB_TILE + i * 16 + tx // 16
                     exponentiate(stage + offset_in_b(i, tx), j, lambda v: held_log_mass[v])
             if window.scaled:
-                if copies_codes:
-                    for i in T.unroll(4):
-                        place: T.let = T.address_of(tiles[stage + offset_in_b(i, tx)])
-                        widen(T.address_of(widened[0]), place, held_scales[i])
-                        store_registers(place, T.address_of(widened[0]))
+                widen_columns(stage)
 
         @T.inline
         def fill(k, step):

@@ -1,7 +1,5 @@
-"""The GEMM of attention's values in prefill: weights times values over the positions, then reads times memory over its rows.
-
-Both are accumulated in the same sums, and the gate is applied between them.
-"""
+"""The GEMM of attention's values in prefill: weights times values over the positions, and reads times memory over its
+rows, in the same accumulators; the gate is applied between them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -96,7 +94,9 @@ def _mma_gemm(window: Window, dtype: str, tile: BlockTile) -> Any:
                 block: T.let = tx % row_chunks // 8
                 column: T.let = first + tx % row_chunks * 8
                 copy_16_if(
-                    T.address_of(tiles[stage * (left + right) + left + block * TILE_K * TILE_K + swizzle(line, tx % 8)]),
+                    T.address_of(
+                        tiles[stage * (left + right) + left + block * TILE_K * TILE_K + swizzle(line, tx % 8)]
+                    ),
                     T.address_of(element(T.min(first_k + line, exist - 1), T.min(column, value_size - 8))),
                     T.Cast("int32", first_k + line < exist and column < value_size),
                 )
