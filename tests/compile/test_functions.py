@@ -95,7 +95,7 @@ class Faulty(nn.Module):
         return [slot_ids]
 
     def undeclared_write(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> list[nn.Tensor]:
-        kernel = complex_ema.complex_ema(Phase.PREFILL, 8, 3, 2, CPU())
+        kernel = complex_ema.complex_ema(Phase.PREFILL, 8, 3, 2, CPU)
         op.tensor_ir_op(kernel, "ema", [u, q, slot_ids, state], nn.Tensor.placeholder(u.shape, "float32"))
         return [state]
 
@@ -108,7 +108,7 @@ class Faulty(nn.Module):
         return [y, state]
 
     def _step(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> tuple[nn.Tensor, nn.Tensor]:
-        kernel = complex_ema.complex_ema(Phase.PREFILL, 8, 3, 2, CPU())
+        kernel = complex_ema.complex_ema(Phase.PREFILL, 8, 3, 2, CPU)
         out = [state, nn.Tensor.placeholder(u.shape, "float32")]
         state, y = op.tensor_ir_inplace_op(kernel, "ema", [u, q, slot_ids, state], [3, -1], out)
         return y, state

@@ -11,8 +11,8 @@ import pytest
 import tvm
 from tvm.target import codegen
 
-from gecko_mlc.tir_kernels.cpu import value_cache
 from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.oracles import value_cache
 
 NATIVE = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
 # The schedules of AVX-512, AVX2 and NEON; the code generator makes any of them run here.

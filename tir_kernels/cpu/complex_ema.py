@@ -7,24 +7,11 @@ in registers: on a CPU it is the form with the least work. A step of one token g
 import functools
 import math
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.phase import Phase
-
-
-def oracle(u: np.ndarray, coefficients: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens u [L, D], coefficients [5, N, D] (Re q, Im q, p, Re g, Im g), state [2, N, D] (Re h, Im h)
-    → u + ema [L, D], state."""
-    q_re, q_im, p, g_re, g_im = coefficients
-    q, g, h = q_re + 1j * q_im, g_re + 1j * g_im, state[0] + 1j * state[1]
-    y = np.empty_like(u)
-    for t, row in enumerate(u):
-        h = q * h + p * row
-        y[t] = row + (g * h).real.sum(0)
-    return y, np.stack([h.real, h.imag])
 
 
 @functools.cache

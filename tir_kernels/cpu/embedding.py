@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -10,11 +9,6 @@ from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.expressions import f32
 from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.weights import weight_loader
-
-
-def oracle(tokens: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:
-    """tokens [n], weight [V, D] → scale · rows [n, D]."""
-    return weight[tokens].astype(np.float32) * np.float32(scale)
 
 
 @functools.cache

@@ -2,26 +2,11 @@
 
 import functools
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.hardware import CPU
-
-
-def rms_norm_oracle(x: np.ndarray, weight: np.ndarray, groups: int, eps: float) -> np.ndarray:
-    """x [n, D], weight [D] (offset from 1) → y [n, D]."""
-    g = x.reshape(len(x), groups, -1)
-    y = g / np.sqrt((g * g).mean(-1, keepdims=True) + eps)
-    return y.reshape(x.shape) * (1 + weight)
-
-
-def layer_norm_oracle(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, groups: int, eps: float) -> np.ndarray:
-    """x [n, D], weight [D] (offset from 1), bias [D] → y [n, D]."""
-    g = x.reshape(len(x), groups, -1)
-    y = (g - g.mean(-1, keepdims=True)) / np.sqrt(g.var(-1, keepdims=True) + eps)
-    return y.reshape(x.shape) * (1 + weight) + bias
 
 
 @functools.cache

@@ -5,7 +5,6 @@ import functools
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -15,30 +14,6 @@ from gecko_mlc.tir_kernels.expressions import silu
 from gecko_mlc.tir_kernels.hardware import CPU
 
 Expr = Any
-
-
-def oracle(
-    x: np.ndarray,
-    weight: np.ndarray,
-    *operands: np.ndarray,
-    epilogue: str = "plain",
-    activation: str | None = None,
-) -> np.ndarray:
-    """x [n, K], weight [N, K] → y [n, N], with the epilogues of `linear`."""
-    y = x @ weight.astype(x.dtype).T
-    if epilogue == "bias":
-        y = y + operands[0]
-    if activation == "silu":
-        y = y / (1 + np.exp(-y))
-    if epilogue == "gate":
-        y = y * operands[0]
-    if epilogue == "scale_residual":
-        y = y * operands[0]
-    if epilogue in ("residual", "scale_residual"):
-        y = y + operands[-1]
-    if epilogue == "residual2":
-        y = y + operands[0] + operands[1]
-    return y
 
 
 def packed_shape(n: Expr, features: int, weights: WeightFormat, machine: CPU) -> tuple[Expr, ...]:

@@ -8,7 +8,6 @@ scales of both sides. Whatever the number of rows, an output is the same sum in 
 import functools
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -17,22 +16,13 @@ from gecko_mlc.tir_kernels.cpu.byte_dot import byte_dot
 from gecko_mlc.tir_kernels.cpu.reduction import clear, max_lanes, sum_lanes
 from gecko_mlc.tir_kernels.expressions import f32
 from gecko_mlc.tir_kernels.hardware import CPU, divide
+from gecko_mlc.tir_kernels.oracles.linear import SMALLEST
 
 Expr = Any
 
 PACKED_DTYPE = "int8"
-# Smaller numbers count as zeros: the inverse of their scale would overflow.
-SMALLEST = 1e-30
 # Rows that are left over from whole tiles go in tiles of this many, and then alone.
 SMALL_TILE = 4
-
-
-def rounded(x: np.ndarray, group_size: int) -> np.ndarray:
-    """x [n, K] fp32 as products see it: multiples of max|x| / 127 of each group."""
-    groups = np.pad(x, ((0, 0), (0, -x.shape[1] % group_size))).reshape(len(x), -1, group_size)
-    peak = np.maximum(np.abs(groups).max(-1, keepdims=True), np.float32(SMALLEST))
-    codes = np.rint(groups * (np.float32(127) / peak))
-    return (codes * (peak * np.float32(1 / 127))).reshape(len(x), -1)[:, : x.shape[1]]
 
 
 def packed_shape(n: Expr, features: int, weights: GroupLayout, machine: CPU) -> tuple[Expr, ...]:

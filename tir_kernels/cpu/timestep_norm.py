@@ -4,9 +4,7 @@ A sequence is either `length` tokens of one slot (prefill) or one token of each 
 """
 
 import functools
-import math
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -14,27 +12,6 @@ from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.expressions import average_weight
 from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.phase import Phase
-
-
-def oracle(
-    x: np.ndarray,
-    mean: np.ndarray,
-    var: np.ndarray,
-    count: int,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    betas: tuple[float, float],
-    eps: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens x [L, D] after `count` others with moments mean, var [G] → y [L, D], mean, var."""
-    y = np.empty_like(x)
-    for t, row in enumerate(x):
-        groups = row.reshape(len(mean), -1)
-        w1, w2 = ((1 - b) / -math.expm1((count + t + 1) * math.log(b)) for b in betas)
-        mean = mean + w1 * (groups.mean(1) - mean)
-        var = var + w2 * (groups.var(1) - var)
-        y[t] = ((groups - mean[:, None]) / np.sqrt(var + eps)[:, None]).ravel() * (1 + weight) + bias
-    return y, mean, var
 
 
 @functools.cache

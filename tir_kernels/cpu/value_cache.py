@@ -7,7 +7,6 @@ the scales: a scale belongs to a position, over which reads sum.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -15,27 +14,9 @@ from gecko_mlc.tir_kernels.cpu.reduction import clear
 from gecko_mlc.tir_kernels.expressions import f32, loader
 from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.kernel import without_parameter
+from gecko_mlc.tir_kernels.oracles.value_cache import LARGEST_CODE, TINY
 
 Expr = Any
-
-LARGEST_CODE = 127
-# Heads with nothing above this are zero; its inverse is finite.
-_TINY = 1e-30
-
-
-def oracle(v: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
-    """v [..., E] fp32 → codes [..., E] int8, scales [..., H] fp32; in fp32 as the kernels, to the bit."""
-    per_head = v.reshape(*v.shape[:-1], heads, -1)
-    largest = np.abs(per_head).max(-1, keepdims=True)
-    inverse = np.float32(LARGEST_CODE) / np.maximum(largest, np.float32(_TINY))
-    codes = np.rint(per_head * inverse).astype(np.int8)
-    return codes.reshape(v.shape), largest[..., 0] / np.float32(LARGEST_CODE)
-
-
-def values_of(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """The values [..., E] fp32 that codes [..., E] with scales [..., H] stand for."""
-    per_head = codes.reshape(*scales.shape, -1).astype(np.float32)
-    return (per_head * scales[..., None]).reshape(codes.shape)
 
 
 def scale_of(largest: Expr) -> Expr:
@@ -45,7 +26,7 @@ def scale_of(largest: Expr) -> Expr:
 
 def inverse_of(largest: Expr) -> Expr:
     """What `code_of` multiplies the head's values with."""
-    return f32(LARGEST_CODE) / T.max(largest, f32(_TINY))
+    return f32(LARGEST_CODE) / T.max(largest, f32(TINY))
 
 
 def code_of(value: Expr, inverse: Expr) -> Expr:

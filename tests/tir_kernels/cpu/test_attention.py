@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from support.launch import cached_values, floats, ints, launch, machines
 
-from gecko_mlc.tir_kernels.cpu import attention_inputs, chunk_attention, value_cache, working_memory
+from gecko_mlc.tir_kernels.cpu import attention_inputs, chunk_attention, working_memory
 from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.oracles import attention_inputs as attention_inputs_oracle
+from gecko_mlc.tir_kernels.oracles import chunk_attention as chunk_attention_oracle
+from gecko_mlc.tir_kernels.oracles import value_cache as value_cache_oracle
+from gecko_mlc.tir_kernels.oracles import working_memory as working_memory_oracle
 from gecko_mlc.tir_kernels.phase import Phase
 
 # Dtypes are those of keys and of values.
@@ -42,12 +46,12 @@ def test_values_of_eight_bits(machine: CPU, value_dim: int, heads: int) -> None:
         kernel, floats(rng, n, 4 * heads), v, *floats(rng, 2, 4, 4 * heads), cos, cos, slot, position,
         keys, codes, scales, keys, np.zeros((n, 2, 4 * heads), np.float32), np.zeros((n, 4 * heads), np.float32),
     )[9:11]  # fmt: skip
-    expected = value_cache.oracle(v, heads)
+    expected = value_cache_oracle.oracle(v, heads)
     np.testing.assert_array_equal(codes[1, 1, 2:8], expected[0])
     np.testing.assert_array_equal(scales[1, 1, 2:8], expected[1])
     assert (codes != 99).any(-1).sum() == np.isfinite(scales).all(-1).sum() == n
     # Half a code is the most that a value is off.
-    error = np.abs(value_cache.values_of(*expected) - v).reshape(n, heads, size).max(-1)
+    error = np.abs(value_cache_oracle.values_of(*expected) - v).reshape(n, heads, size).max(-1)
     assert (error <= 0.5001 * expected[1] + 1e-30).all()
 
 
@@ -70,7 +74,9 @@ def test_attention_inputs(phase: Phase, slots: tuple[int, ...], rope_heads: int)
     for i in range(n):
         slot = slots[phase.sequence(i)]
         offset, parity = position[slot, 1] + phase.token(i), position[slot, 0] % 2
-        queries, weights, k, ak = attention_inputs.oracle(z[i], gamma, beta, cos, sin, offset, heads, rope_heads, 1e-5)
+        queries, weights, k, ak = attention_inputs_oracle.oracle(
+            z[i], gamma, beta, cos, sin, offset, heads, rope_heads, 1e-5
+        )
         np.testing.assert_allclose(out[-2][i], queries, atol=2e-6)
         np.testing.assert_allclose(out[-1][i], weights, atol=1e-6)
         np.testing.assert_allclose(out[8][slot, parity, offset], k, atol=2e-6)
@@ -94,7 +100,9 @@ def test_attention_of_a_prefill_piece(
         queries = floats(rng, n, 2, z)
         y = launch(kernel, queries, ints(1), position, keys, *cache, np.zeros((n, e), np.float32))[-1]
         for i in range(n):
-            expected = chunk_attention.oracle(queries[i], keys[1].astype(float), values[1], chunk, offset + i, heads)
+            expected = chunk_attention_oracle.oracle(
+                queries[i], keys[1].astype(float), values[1], chunk, offset + i, heads
+            )
             np.testing.assert_allclose(y[i], expected, atol=1e-5)
 
 
@@ -118,7 +126,9 @@ def test_attention_of_a_step(
     combine = chunk_attention.combine(e, heads, chunk_size, machine)
     y = launch(combine, *partial, np.zeros((3, e), np.float32))[-1]
     for i, slot in enumerate(slots):
-        expected = chunk_attention.oracle(queries[i], keys[slot].astype(float), values[slot], *position[slot], heads)
+        expected = chunk_attention_oracle.oracle(
+            queries[i], keys[slot].astype(float), values[slot], *position[slot], heads
+        )
         np.testing.assert_allclose(y[i], expected, atol=1e-5)
 
 
@@ -144,7 +154,7 @@ def test_memory_read(
     y = launch(kernel, weights, sca, gate, ints(*slots), position, memory, np.zeros_like(sca))[-1]
     memory[0] = 0
     for i in range(n):
-        read = working_memory.read_oracle(weights[i : i + 1], memory[slots[phase.sequence(i)]])
+        read = working_memory_oracle.read_oracle(weights[i : i + 1], memory[slots[phase.sequence(i)]])
         np.testing.assert_allclose(y[i], sca[i] * gate[i] + read[0], atol=1e-5)
 
 
@@ -165,7 +175,7 @@ def test_memory_write(machine: CPU, z: int, e: int, heads: int, chunk_size: int,
     new_memory = launch(write, kappa, shares, rho, slots, position, *cache, memory)[-1]
     for slot in (0, 2):
         parity = (position[slot, 0] + 1) % 2
-        expected, total = working_memory.write_oracle(
+        expected, total = working_memory_oracle.write_oracle(
             keys[slot, parity].astype(float), values[slot, parity], memory[slot], log_norm[slot]
         )
         np.testing.assert_allclose(new_memory[slot], expected, atol=1e-5)

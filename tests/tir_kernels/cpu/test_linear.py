@@ -12,6 +12,7 @@ from support.launch import floats, launch, machines
 from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.tir_kernels.cpu import dense_product, linear
 from gecko_mlc.tir_kernels.hardware import CPU, divide
+from gecko_mlc.tir_kernels.oracles import linear as linear_oracle
 
 EPILOGUES: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -31,7 +32,7 @@ def check(n: int, k: int, out: int, dtype: Any, machine: CPU, epilogue: str, act
     packed = launch(linear.pack_rows(k, weights, machine), x, packed)[1]
     kernel = linear.linear(k, out, weights, machine, epilogue, activation)
     y = launch(kernel, x, packed, weight, *operands, np.full((n, out), np.nan, np.float32))[-1]
-    expected = linear.oracle(x.astype(float), weight, *operands, epilogue=epilogue, activation=activation)
+    expected = linear_oracle.oracle(x.astype(float), weight, *operands, epilogue=epilogue, activation=activation)
     np.testing.assert_allclose(y, expected, atol=2e-5)
 
 

@@ -12,8 +12,9 @@ from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.formats.quantization import QUANTIZATIONS
 from gecko_mlc.runtime.devices.host import cpu_features
 from gecko_mlc.tir_kernels.cpu import linear
-from gecko_mlc.tir_kernels.cpu.quantized_product import rounded
 from gecko_mlc.tir_kernels.hardware import CPU, ByteDot
+from gecko_mlc.tir_kernels.oracles import linear as linear_oracle
+from gecko_mlc.tir_kernels.oracles.linear import rounded
 
 schemes = pytest.mark.parametrize("scheme", ["q3f16_1", "q4f16_1", "q4f32_1", "q8f16_1"])
 
@@ -70,7 +71,7 @@ def test_every_instruction(machine: CPU, scheme: str) -> None:
     x[0], x[1], x[2, :80], x[3] = 5, -5, 0, 1e-38
     weight[0], weight[1] = 1, -1
     y = multiply(x, weight, layout, machine, bias, epilogue="bias")
-    expected = linear.oracle(
+    expected = linear_oracle.oracle(
         rounded(x, layout.quantization.group_size).astype(float),
         dequantized(weight, layout),
         bias,
@@ -90,7 +91,7 @@ def test_whole_blocks(scheme: str) -> None:
     scale, addend = floats(rng, out), floats(rng, n, out)
     y = multiply(x, weight, layout, machine, scale, addend, epilogue="scale_residual")
     x = rounded(x, layout.quantization.group_size).astype(float)
-    expected = linear.oracle(x, dequantized(weight, layout), scale, addend, epilogue="scale_residual")
+    expected = linear_oracle.oracle(x, dequantized(weight, layout), scale, addend, epilogue="scale_residual")
     np.testing.assert_allclose(y, expected, rtol=2e-6, atol=2e-6)
 
 

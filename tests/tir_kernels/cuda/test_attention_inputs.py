@@ -8,8 +8,8 @@ import pytest
 from support.launch import floats, ints
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cpu.attention_inputs import oracle
 from gecko_mlc.tir_kernels.cuda.prefill.attention_inputs import attention_inputs
+from gecko_mlc.tir_kernels.oracles.attention_inputs import oracle
 
 # Of a result: the distance of two neighbours of its dtype, relative, and a little in fp32.
 PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}

@@ -8,11 +8,11 @@ import pytest
 from support.launch import cached_values, floats, ints
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cpu.chunk_attention import oracle
-from gecko_mlc.tir_kernels.cpu.working_memory import read_oracle
 from gecko_mlc.tir_kernels.cuda.prefill.attention_scores import attention_statistics, attention_weights, padded, parts
 from gecko_mlc.tir_kernels.cuda.prefill.attention_values import attention_values
 from gecko_mlc.tir_kernels.hardware import CUDA
+from gecko_mlc.tir_kernels.oracles.chunk_attention import oracle
+from gecko_mlc.tir_kernels.oracles.working_memory import read_oracle
 
 # Weights and results are rounded.
 PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}

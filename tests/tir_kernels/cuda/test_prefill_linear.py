@@ -18,11 +18,11 @@ from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.formats.weights import NUMPY_DTYPES
-from gecko_mlc.tir_kernels.cpu.linear import oracle
 from gecko_mlc.tir_kernels.cuda.gemm.launches import MANY_ROWS
 from gecko_mlc.tir_kernels.cuda.prefill import linear
 from gecko_mlc.tir_kernels.cuda.quantized.dequantize import CHUNKS, THREADS, dequantize_rows
 from gecko_mlc.tir_kernels.hardware import CUDA
+from gecko_mlc.tir_kernels.oracles.linear import oracle
 
 F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 F32 = np.dtype(np.float32)

@@ -8,8 +8,8 @@ import pytest
 from support.launch import cached_values, floats, ints
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cpu import working_memory as cpu
 from gecko_mlc.tir_kernels.cuda.memory import working_memory
+from gecko_mlc.tir_kernels.oracles import working_memory as cpu
 
 DIM, SLOTS = 8, 4
 # Of the memory, relative to its largest element: as far as two neighbours of the caches' dtype are apart.

@@ -6,11 +6,10 @@ define the function first.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 from tvm.script import tirx as T
 
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import Expr
 
 # An attribute of a kernel: blocks that a multiprocessor is to have at a time, which bounds their registers.
 RESIDENT_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"

@@ -8,8 +8,8 @@ import pytest
 from support.launch import floats, ints
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cpu.value_cache import oracle
 from gecko_mlc.tir_kernels.cuda.state.value_cache import quantize_values
+from gecko_mlc.tir_kernels.oracles.value_cache import oracle
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from support.launch import ints
 from support.launch_cuda import launch_cuda
 from support.weights import format_of, weights_in_memory
 
-from gecko_mlc.tir_kernels.cpu.embedding import oracle
 from gecko_mlc.tir_kernels.cuda.state import embedding
+from gecko_mlc.tir_kernels.oracles.embedding import oracle
 
 
 @pytest.mark.parametrize(
