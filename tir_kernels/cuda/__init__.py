@@ -29,7 +29,7 @@ Prefill, n tokens of one slot, is these kernels a layer:
     layer_norm              prefill/group_norm.py
     gate, linear_residual   prefill/linear.py             the FFN
 
-with matrix products of gemm/. state/ has what a slot's life is: slots.py, sampling.py and score.py; memory/ the write of
-the working memory at the end of a chunk. ptx/ are instructions as device functions, decayed_average.py is what both
-timestep norms share.
+with matrix products of gemm/. state/ has what a slot's life is: slots.py, sampling.py and score.py; memory/ has the
+write of the working memory at the end of a chunk. ptx/ are instructions as device functions, decayed_average.py is what
+both timestep norms share.
 """

@@ -37,15 +37,19 @@ def test_too_many_inputs_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "rows", "features", "quantized"),
+    ("scheme", "rows", "features", "count", "quantized"),
     [
-        ("q0f16", 1, 14336, False),
-        ("q4f16_1", 1, 14336, True),
-        ("q4f16_1", 8, 14336, False),
-        ("q4f16_1", 1, 100, False),
-        ("q3f16_1", 1, 14336, False),
+        ("q0f16", 1, 14336, 1, False),
+        ("q4f16_1", 1, 14336, 1, True),
+        # Two weights for each output: some blocks would have twice what others have.
+        ("q4f16_1", 1, 14336, 2, False),
+        ("q4f16_1", 8, 14336, 1, False),
+        ("q4f16_1", 1, 100, 1, False),
+        ("q3f16_1", 1, 14336, 1, False),
     ],
 )
-def test_outputs_are_quantized_in_multiples_of_vectors(scheme: str, rows: int, features: int, quantized: bool) -> None:
+def test_outputs_are_quantized_in_multiples_of_vectors(
+    scheme: str, rows: int, features: int, count: int, quantized: bool
+) -> None:
     matrices = Matrices(format_of(scheme), rows, HARDWARE)
-    assert (quantized_output(features, matrices, count=2) is not None) == quantized
+    assert (quantized_output(features, matrices, count) is not None) == quantized

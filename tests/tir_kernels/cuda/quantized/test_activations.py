@@ -19,7 +19,8 @@ def test_unpack_is_the_inverse_of_pack(scheme: str) -> None:
     packed = row.pack(values)
     assert packed.shape == (3, row.words)
     assert row.consistent(packed)
-    np.testing.assert_array_less(np.abs(row.unpack(packed) - values), row.largest(values) / LARGEST / 2 + 1e-9)
+    # Half a step, and a little for the factor in fp32.
+    assert (np.abs(row.unpack(packed) - values) <= row.largest(values) / LARGEST * 0.502).all()
 
 
 @pytest.mark.parametrize(
