@@ -6,7 +6,6 @@ tensor cores have the weights' dtype; what adds up over layers or time is fp32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +17,12 @@ from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryT
 from gecko_mlc.model.quantize import Matrix
 from gecko_mlc.model.trace import Build, Call, State, fresh, launch, launch_all
 from gecko_mlc.tir_kernels.cuda.decode import attention as decode_attention
-from gecko_mlc.tir_kernels.cuda.decode import attention_merge
+from gecko_mlc.tir_kernels.cuda.decode import attention_merge, attention_window
 from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
-from gecko_mlc.tir_kernels.cuda.decode import norm_ema as decode_norm_ema
+from gecko_mlc.tir_kernels.cuda.decode import norm_ema as norm_ema_step
 from gecko_mlc.tir_kernels.cuda.decode import timestep_norm as decode_timestep_norm
 from gecko_mlc.tir_kernels.cuda.gemv import gemv
+from gecko_mlc.tir_kernels.cuda.gemv.schedule import Matrices
 from gecko_mlc.tir_kernels.cuda.memory import absorb, start_chunk, update, write
 from gecko_mlc.tir_kernels.cuda.prefill import (
     attention_inputs,
@@ -36,7 +36,7 @@ from gecko_mlc.tir_kernels.cuda.prefill import (
 )
 from gecko_mlc.tir_kernels.cuda.prefill import linear as prefill_linear
 from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, row_shape
-from gecko_mlc.tir_kernels.cuda.state import embedding, sampling, slots, value_cache
+from gecko_mlc.tir_kernels.cuda.state import embedding, sampling, score, slots, value_cache
 from gecko_mlc.tir_kernels.hardware import CUDA
 from gecko_mlc.tir_kernels.phase import Phase
 
@@ -54,17 +54,16 @@ class CUDALaunches(Family):
         self.dtype, self.key_dtype, self.value_dtype = dtypes.model_dtype, dtypes.key_dtype, dtypes.state_dtype
         # Reads of the memory are rounded with the keys.
         self.memory = "memory" if self.key_dtype == "float32" else "memory_read"
+        # What a decode multiplies.
+        self.matrices = Matrices(build.weight_format, build.slots, build.machine)
 
     def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""
-        c = self.build.config
-        scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
-        out = fresh(call.n, c.model_dim)
+        shape, out = (table.outputs, table.inputs, self.embedding_scale, table.format), fresh(call.n, table.inputs)
         if tokens is None:
-            kernel = embedding.take_current(c.vocab_size, c.model_dim, scale, table.format, self.build.slots)
+            kernel = embedding.take_current(*shape, self.build.slots)
             return launch(kernel, "embedding", [call.state["token"], call.slots, table.weight], out)
-        kernel = embedding.take(c.vocab_size, c.model_dim, scale, table.format)
-        return launch(kernel, "embedding", [tokens, table.weight], out)
+        return launch(embedding.take(*shape), "embedding", [tokens, table.weight], out)
 
     def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
         """The output [n, D] of a block."""
@@ -72,20 +71,19 @@ class CUDALaunches(Family):
         return ffn(block.nffn, mega(call, block.prefix, block.mega, rope, x), x)
 
     def store_logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix) -> None:
-        """The logits of each sequence's last row, into the state."""
-        c = self.build.config
+        """The logits (2.8) of each sequence's last row, into the state."""
         decoding = call.phase is Phase.DECODE
-        factory = decode_timestep_norm.timestep_norm_step if decoding else timestep_norm.last_timestep_norm
-        averages = ["final_norm_mean", "final_norm_var"]
         (y,) = call.state.update(
-            factory(self.timestep_norm) if not decoding else factory(*self._norm_shape()),
+            decode_timestep_norm.timestep_norm(self.timestep_norm)
+            if decoding
+            else timestep_norm.last_timestep_norm(self.timestep_norm),
             "final_norm",
-            [x, norm.weight, norm.bias, call.slots, "position", *averages],
-            averages,
-            [fresh(call.n if decoding else 1, c.model_dim)],
+            [x, norm.weight, norm.bias, call.slots, "position", *self.moments("final_")],
+            self.moments("final_"),
+            [fresh(call.n if decoding else 1, head.inputs)],
         )
-        rows = self.build.slots if decoding else 1
-        kernel = decode_linear.head(c.model_dim, c.num_outputs, self.build.slots, head.format, rows, self.machine)
+        matrices = Matrices(head.format, self.build.slots if decoding else 1, self.machine)
+        kernel = decode_linear.head(head.inputs, head.outputs, self.build.slots, matrices)
         call.state.update(kernel, "head", [y, head.weight, call.slots, "logits"], ["logits"])
 
     def logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix, into: Tensor | None = None) -> Tensor:
@@ -100,23 +98,6 @@ class CUDALaunches(Family):
         if into is not None:
             return op.tensor_ir_inplace_op(kernel, "head", [y, head.weight, into], [2], into)
         return launch(kernel, "head", [y, head.weight], fresh(call.n, head.outputs))
-
-    def score(self, logits: Tensor, targets: Tensor, log_probabilities: Tensor, entropies: Tensor) -> list[Tensor]:
-        """Log-probabilities [n] of the targets and entropies [n], in place."""
-        return list(
-            op.tensor_ir_inplace_op(
-                sampling.score(self.build.config.num_outputs),
-                "score",
-                [logits, targets, log_probabilities, entropies],
-                [2, 3],
-                [log_probabilities, entropies],
-            )
-        )
-
-    def advance(self, call: Call, tokens: Tensor) -> None:
-        """The position moves on by the tokens [n]."""
-        kernel = slots.advance(call.phase, self.build.slots)
-        call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
 
     def absorb(self, slot_ids: Tensor, state: State, prefix: str) -> None:
         """What a token of each slot adds for a layer's memory (8c), if it completes a tile."""
@@ -139,53 +120,33 @@ class CUDALaunches(Family):
         kernel, keys = start_chunk.start_chunk(self.window), f"{prefix}memory_keys"
         state.update(kernel, "start_chunk", [slot_ids, "position", keys, log_mass, log_sum], [log_mass, log_sum])
 
-    def next_chunk(self, slot_ids: Tensor, state: State) -> None:
-        """On to offset 0 of the next chunk."""
-        state.update(slots.next_chunk(self.build.slots), "next_chunk", [slot_ids, "position"], ["position"])
+    def score_kernel(self) -> tirx.PrimFunc:
+        """Kernel (logits [n, O], targets [n]) → log-probabilities [n], entropies [n]."""
+        return score.score(self.build.config.num_outputs)
 
-    def sample(self, slot_ids: Tensor, state: State) -> None:
-        """The next current token of each slot."""
+    def sample_kernel(self, b: int) -> tuple[tirx.PrimFunc, list[Tensor]]:
+        """The kernel that draws a token for each of b slots; it needs no scratch."""
         c = self.build.config
-        state.update(
-            sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots),
-            "sample",
-            [slot_ids, "logits", "sampling", "random", "counts", "token", "recent"],
-            ["random", "counts", "token", "recent"],
-        )
-
-    def fill(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str, value: float) -> None:
-        """Every element of a state tensor, in the slots, becomes `value`."""
-        state.update(slots.fill(self.build.slots, shape, dtype, value), "fill", [slot_ids, name], [name])
-
-    def copy(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str) -> None:
-        """The first slot's part of a state tensor, into the second slot."""
-        state.update(slots.copy(self.build.slots, shape, dtype), "copy", [slot_ids, name], [name])
+        return sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots), []
 
     # Decode.
 
     def _mega_step(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
         """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [b, D]."""
-        c, b, total = self.build.config, call.n, self.build.slots
-        weights = self.build.weight_format
-        state = [f"{prefix}{name}" for name in ("norm_mean", "norm_var", "ema")]
-        rounded = decode_norm_ema.quantized_output(
-            c.model_dim, c.timenorm_num_groups, c.layernorm_num_groups, weights, total
-        )
-        # Whoever rounds applies the gain of the norm between the two.
-        gain = _present(mega.rmsnorm.weight)
-        made_with, read_with = (gain, []) if rounded else ([], gain)
+        u, mixed, quantized = self._norm_ema_step(call, prefix, mega, x)
+        v, z, r, h = self._project_step(mega, u, mixed, quantized, x)
+        return self._attend_step(call, prefix, mega, rope, v, z, r, h)
+
+    def _norm_ema_step(
+        self, call: Call, prefix: str, mega: Mega, x: Tensor
+    ) -> tuple[Tensor, Tensor, QuantizedRow | None]:
+        """The timestep norm u (2.2) of x [b, D] and its EMA c (2.3), and how both are quantized."""
+        quantized = norm_ema_step.quantized_output(self.timestep_norm, self.group_norm.groups, self.matrices)
+        # Whoever quantizes applies the gain of the RMS norm between the two kernels.
+        gain = present(mega.rmsnorm.weight) if quantized else []
+        state = [*self.moments(prefix), f"{prefix}ema"]
         u, mixed = call.state.update(
-            decode_norm_ema.norm_ema_step(
-                c.model_dim,
-                c.timenorm_num_groups,
-                c.cema_ndim,
-                total,
-                c.chunk_size,
-                self._betas(),
-                c.norm_eps,
-                rounded,
-                bool(made_with),
-            ),
+            norm_ema_step.norm_ema(self.timestep_norm, self.ema, quantized, bool(gain)),
             "norm_ema",
             [
                 x,
@@ -195,94 +156,74 @@ class CUDALaunches(Family):
                 call.slots,
                 "position",
                 *state,
-                *made_with,
+                *gain,
             ],
             state,
-            [_row(b, c.model_dim, rounded), _row(b, c.model_dim, rounded)],
+            [_row(call.n, self.ema.dim, quantized), _row(call.n, self.ema.dim, quantized)],
         )
-        keys, memory_keys = f"{prefix}keys", f"{prefix}memory_keys"
-        layers = (mega.wv, mega.wz, mega.wr, mega.wh1)
-        v, z, r, h = launch_all(
-            decode_linear.projections(
-                c.model_dim,
-                c.z_dim,
-                c.value_dim,
-                c.layernorm_num_groups,
-                c.norm_eps,
-                bool(read_with),
-                weights,
-                total,
-                self.machine,
-                rounded,
-            ),
+        return u, mixed, quantized
+
+    def _project_step(
+        self, mega: Mega, u: Tensor, mixed: Tensor, quantized: QuantizedRow | None, x: Tensor
+    ) -> list[Tensor]:
+        """v [b, E], z [b, Z], r [b, E] (2.4) and h = x + wh1 mx [b, D] (2.8)."""
+        w, b, dim = self.window, x.shape[0], self.group_norm.dim
+        gain = [] if quantized else present(mega.rmsnorm.weight)
+        layers = [t for layer in (mega.wv, mega.wz, mega.wr, mega.wh1) for t in present(layer.weight, layer.bias)]
+        return launch_all(
+            decode_linear.projections(self.group_norm, w.z_dim, w.value_dim, self.matrices, quantized),
             "projections",
-            [
-                u,
-                mixed,
-                *read_with,
-                *(tensor for layer in layers for tensor in _present(layer.weight, layer.bias)),
-                x,
-            ],
-            [fresh(b, c.value_dim), fresh(b, c.z_dim), fresh(b, c.value_dim), fresh(b, c.model_dim)],
+            [u, mixed, *gain, *layers, x],
+            [fresh(b, w.value_dim), fresh(b, w.z_dim), fresh(b, w.value_dim), fresh(b, dim)],
         )
-        shape, cache = (c.z_dim, c.value_dim, c.num_heads), [keys, *self._values(prefix), memory_keys]
-        parts = decode_attention.parts(c.chunk_size, c.num_heads)
-        partial, statistics = call.state.update(
-            decode_attention.attend(
-                *shape, c.rope_heads, total, c.chunk_size, c.norm_eps, self.key_dtype, self.value_dtype
-            ),
+
+    def _attend_step(
+        self,
+        call: Call,
+        prefix: str,
+        mega: Mega,
+        rope: RotaryTables,
+        v: Tensor,
+        z: Tensor,
+        r: Tensor,
+        h: Tensor,
+    ) -> Tensor:
+        """y = h + wh2 (sca ⊙ r + awm) [b, D], with sca of 2.6 and awm of 2.7."""
+        w, state = self.window, call.state
+        cache = [f"{prefix}keys", *self.values(prefix), f"{prefix}memory_keys"]
+        parts = attention_window.parts(w.chunk_size, w.heads)
+        partial, statistics = state.update(
+            decode_attention.attend(w),
             "attend",
             [z, v, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", *cache],
             cache,
-            [fresh(b, c.num_heads, parts, c.value_head_dim), fresh(b, c.num_heads, parts, 2)],
+            [fresh(call.n, w.heads, parts, w.value_head_dim), fresh(call.n, w.heads, parts, 2)],
         )
-        rounded = attention_merge.quantized_output(c.value_dim, c.num_heads, self.key_dtype, weights, total)
+        quantized = attention_merge.quantized_output(w, self.matrices)
+        memory = state[f"{prefix}{self.memory}"]
         merged = launch(
-            attention_merge.merge(*shape, total, c.chunk_size, c.norm_eps, self.key_dtype, rounded),
+            attention_merge.merge(w, quantized),
             "merge",
-            [
-                z,
-                mega.gamma,
-                mega.beta,
-                partial,
-                statistics,
-                r,
-                call.slots,
-                call.state["position"],
-                call.state[f"{prefix}{self.memory}"],
-            ],
-            _row(b, c.value_dim, rounded),
+            [z, mega.gamma, mega.beta, partial, statistics, r, call.slots, state["position"], memory],
+            _row(call.n, w.value_dim, quantized),
         )
-        kernel = decode_linear.linear_residual(c.value_dim, c.model_dim, weights, False, total, self.machine, rounded)
-        return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(b, c.model_dim))
+        kernel = decode_linear.linear_residual(w.value_dim, self.group_norm.dim, self.matrices, incoming=quantized)
+        return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(call.n, self.group_norm.dim))
 
     def _ffn_step(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
-        """The block's output [b, D] of y, its middle, and x, its input."""
-        c, b, rows, weights = self.build.config, y.shape[0], self.build.slots, self.build.weight_format
-        rounded = gemv.quantized_output(c.ffn_hidden_dim, weights, rows, 2 if c.swiglu else 1)
+        """The block's output [b, D] of y, its middle, and x, its input (2.8)."""
+        c, b = self.build.config, y.shape[0]
+        quantized = gemv.quantized_output(c.ffn_hidden_dim, self.matrices, 2 if c.swiglu else 1)
         hidden = launch(
-            decode_linear.gate(
-                c.model_dim,
-                c.ffn_hidden_dim,
-                c.layernorm_num_groups,
-                c.norm_eps,
-                c.norm_affine,
-                c.swiglu,
-                weights,
-                rows,
-                self.machine,
-                rounded,
-            ),
+            decode_linear.gate(self.group_norm, c.ffn_hidden_dim, c.swiglu, self.matrices, quantized),
             "gate",
-            [y, *_present(ffn.norm.weight, ffn.norm.bias), *_matrices(ffn)],
-            _row(b, c.ffn_hidden_dim, rounded),
+            [y, *present(ffn.norm.weight, ffn.norm.bias), *_matrices(ffn)],
+            _row(b, c.ffn_hidden_dim, quantized),
         )
-        scaled = ffn.alpha is not None
         kernel = decode_linear.linear_residual(
-            c.ffn_hidden_dim, c.model_dim, weights, scaled, rows, self.machine, rounded
+            c.ffn_hidden_dim, c.model_dim, self.matrices, ffn.alpha is not None, quantized
         )
-        residual = x if c.two_hop_residual else y
-        arguments = [hidden, ffn.fc2.weight, *_present(ffn.alpha), residual]
+        arguments = [hidden, ffn.fc2.weight, *present(ffn.alpha), self.residual(x, y)]
         return launch(kernel, "linear_residual", arguments, fresh(b, c.model_dim))
 
     # Prefill.
@@ -409,27 +350,13 @@ class CUDALaunches(Family):
         arguments = [*rows, slot_ids, "position", *(f"{prefix}{name}" for name in names)]
         state.update(kernel, "absorb", arguments, [f"{prefix}memory_sum"])
 
-    def _values(self, prefix: str) -> list[str]:
-        return [f"{prefix}{name}" for name in self.build.value_tensors]
-
-    def _betas(self) -> tuple[float, float]:
-        return self.build.config.timenorm_beta1, self.build.config.timenorm_beta2
-
-    def _norm_shape(self) -> tuple[Any, ...]:
-        c = self.build.config
-        return c.model_dim, c.timenorm_num_groups, self.build.slots, c.chunk_size, self._betas(), c.norm_eps
-
-
-def _present(*parameters: Tensor | None) -> list[Tensor]:
-    return [p for p in parameters if p is not None]
-
 
 def _matrices(ffn: NormalizedFFN) -> list[Tensor]:
     """The weights that share the FFN's input."""
     return [ffn.fc1.weight] if ffn.fc3 is None else [ffn.fc1.weight, ffn.fc3.weight]
 
 
-def _row(count: Any, features: int, rounded: QuantizedRow | None) -> Tensor:
+def _row(count: Any, features: int, quantized: QuantizedRow | None) -> Tensor:
     """Rows of activations that a kernel makes."""
-    width, dtype = row_shape(features, rounded)
+    width, dtype = row_shape(features, quantized)
     return fresh(count, width, dtype=dtype)

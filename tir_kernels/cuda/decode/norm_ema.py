@@ -6,44 +6,40 @@ import math
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.cuda.decode.timestep_norm import load_average, update_moments
+from gecko_mlc.tir_kernels.cuda.gemv.schedule import Matrices
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import launch_dependents, wait_for_predecessor, warp_sum
 from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row, row_shape
 from gecko_mlc.tir_kernels.cuda.quantized.quantize import quantize_vectors
+from gecko_mlc.tir_kernels.expressions import f32
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import EMA, TimestepNorm
 
 # Threads that have channels of a group side by side.
 COLUMNS = 256
 
 
-def quantized_output(dim: int, groups: int, norm_groups: int, weights: WeightFormat, rows: int) -> QuantizedRow | None:
-    """How `norm_ema_step` rounds what it makes, for products of up to `rows` rows with `weights`, behind a norm of
-    `norm_groups`: of one group, as its sum of squares is taken from all blocks, and a block's channels all at once."""
-    size = dim // groups
+def quantized_output(norm: TimestepNorm, norm_groups: int, matrices: Matrices) -> QuantizedRow | None:
+    """How `norm_ema` quantizes what it makes, for GEMVs behind a norm of `norm_groups`: of one group, as its sum of
+    squares is taken from all blocks, and a block's channels all at once."""
+    size = norm.dim // norm.groups
     if norm_groups > 1 or size > math.gcd(size, 4) * COLUMNS:
         return None
-    return quantized_row(dim, size, weights, rows, groups)
+    return quantized_row(norm.dim, size, matrices.weights, matrices.rows, norm.groups)
 
 
 @functools.cache
-def norm_ema_step(
-    dim: int,
-    groups: int,
-    components: int,
-    slots: int,
-    chunk_size: int,
-    betas: tuple[float, float],
-    eps: float,
-    outgoing: QuantizedRow | None = None,
-    affine: bool = False,
+def norm_ema(
+    norm: TimestepNorm, ema_shape: EMA, outgoing: QuantizedRow | None = None, affine: bool = False
 ) -> tirx.PrimFunc:
     """Kernel (x [b, D], weight [D], bias [D], coefficients [5, N, D], slots [b], position, mean [S, G], var [S, G],
     ema [S, 2, N, D], norm weight [D] if affine) → u [b, D], c [b, D].
 
     One token for each of b slots, all fp32: u is its timestep norm and c = u + EMA. `mean`, `var` and `ema` of the
-    slots are updated in place. Both may be `outgoing` rounded, and c then is times the gain of the norm after it, and
-    comes with the squares that the norm needs.
+    slots are updated in place. Both may be quantized (`outgoing`): c then is times the gain of the norm after it,
+    and comes with the squares that the norm needs.
     """
+    dim, groups, components, slots = norm.dim, norm.groups, ema_shape.components, norm.slots
     size = dim // groups
     # A block is a group: `columns` threads side by side with a vector of channels each, `parts` of the components.
     width = math.gcd(size, 4)
@@ -54,17 +50,35 @@ def norm_ema_step(
     tiles = -(-vectors // columns)
     rounds = -(-components // parts)
     row_width, row_dtype = row_shape(dim, outgoing)
-    # Of the groups of a tile: partial sums by component, then, if they are rounded, u, and the squares by warp.
+    # Of the groups of a tile: partial sums by component, then, if they are quantized, u, and the squares by warp.
     entered, squares = parts * columns * width, (parts + 1) * columns * width
     scratch = entered if outgoing is None else squares + threads // 32
-    # Of rows that are rounded: a block's vectors, what rounds them, and rounds of its threads over their channels.
-    rounded = size // outgoing.codes if outgoing is not None else 0
-    round_own = quantize_vectors(outgoing, rounded, threads) if outgoing is not None else None
+    # Of rows that are quantized: a block's vectors, what quantizes them, and rounds of its threads over their channels.
+    block_vectors = size // outgoing.codes if outgoing is not None else 0
+    quantize = quantize_vectors(outgoing, block_vectors, threads) if outgoing is not None else None
     gain_rounds = -(-size // threads) if outgoing is not None else 0
     last = threads - 1
 
-    @T.inline
-    def compute(x, weight, bias, coefficients, slot_ids, position, mean, var, ema, gain, u, c, b):
+    @kernel(norm_weight=affine)
+    def step(
+        x_handle: T.handle,
+        weight: T.Buffer((dim,), "float32"),
+        bias: T.Buffer((dim,), "float32"),
+        coefficients: T.Buffer((5, components, dim), "float32"),
+        slots_handle: T.handle,
+        position: T.Buffer((slots, 2), "int32"),
+        mean: T.Buffer((slots, groups), "float32"),
+        var: T.Buffer((slots, groups), "float32"),
+        ema: T.Buffer((slots, 2, components, dim), "float32"),
+        norm_weight: T.Buffer((dim,), "float32"),
+        u_handle: T.handle,
+        c_handle: T.handle,
+    ):
+        b = T.int32()
+        x = T.match_buffer(x_handle, (b, dim), "float32")
+        u = T.match_buffer(u_handle, (b, row_width), row_dtype)
+        c = T.match_buffer(c_handle, (b, row_width), row_dtype)
+        slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         group = T.launch_thread("blockIdx.x", groups)
         row = T.launch_thread("blockIdx.y", b)
         tx = T.launch_thread("threadIdx.x", threads)
@@ -121,13 +135,13 @@ def norm_ema_step(
         # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
         load_state(0, 0, slot)
-        load_average(average, group, slot, position, chunk_size, betas, mean, var)
+        load_average(average, group, slot, position, norm, mean, var)
         for k in T.unroll(gain_rounds):
             if k * threads + tx < size:
-                gains[k] = gain(group * size + k * threads + tx)
+                gains[k] = f32(1) + norm_weight[group * size + k * threads + tx] if affine else f32(1)
         wait_for_predecessor()
         load_input(0)
-        update_moments(moments, x, row, group, size, tx % 32, average, eps)
+        update_moments(moments, x, row, group, size, tx % 32, average, norm.eps)
         for tile in T.serial(tiles):
             if tile > 0:
                 load_parameters(tile, 0)
@@ -180,8 +194,8 @@ def norm_ema_step(
                 if tiles > 1:
                     T.tvm_storage_sync("shared")
             else:
-                # The last threads round u meanwhile.
-                round_own(totals, entered, group * rounded, rounded, u, row, last - tx)
+                # The last threads quantize u meanwhile.
+                quantize(totals, entered, group * block_vectors, block_vectors, u, row, last - tx)
                 square[0] = T.float32(0)
                 for k in T.unroll(gain_rounds):
                     if k * threads + tx < size:
@@ -192,7 +206,7 @@ def norm_ema_step(
                 if tx % 32 == 0:
                     totals[squares + tx // 32] = square[0]
                 T.tvm_storage_sync("shared")
-                round_own(totals, 0, group * rounded, rounded, c, row, tx)
+                quantize(totals, 0, group * block_vectors, block_vectors, c, row, tx)
                 if tx == last:
                     total[0] = T.float32(0)
                     for warp in T.unroll(threads // 32):
@@ -202,60 +216,4 @@ def norm_ema_step(
             mean[slot, group] = moments[0]
             var[slot, group] = moments[1]
 
-    # Parsing happens at definition: only the signature asked for is defined.
-    if affine:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            weight: T.Buffer((dim,), "float32"),
-            bias: T.Buffer((dim,), "float32"),
-            coefficients: T.Buffer((5, components, dim), "float32"),
-            slots_handle: T.handle,
-            position: T.Buffer((slots, 2), "int32"),
-            mean: T.Buffer((slots, groups), "float32"),
-            var: T.Buffer((slots, groups), "float32"),
-            ema: T.Buffer((slots, 2, components, dim), "float32"),
-            norm_weight: T.Buffer((dim,), "float32"),
-            u_handle: T.handle,
-            c_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            b = T.int32()
-            x = T.match_buffer(x_handle, (b, dim), "float32")
-            u = T.match_buffer(u_handle, (b, row_width), row_dtype)
-            c = T.match_buffer(c_handle, (b, row_width), row_dtype)
-            slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-            compute(
-                x, weight, bias, coefficients, slot_ids, position, mean, var, ema,
-                lambda k: T.float32(1) + norm_weight[k], u, c, b,
-            )  # fmt: skip
-
-    else:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            weight: T.Buffer((dim,), "float32"),
-            bias: T.Buffer((dim,), "float32"),
-            coefficients: T.Buffer((5, components, dim), "float32"),
-            slots_handle: T.handle,
-            position: T.Buffer((slots, 2), "int32"),
-            mean: T.Buffer((slots, groups), "float32"),
-            var: T.Buffer((slots, groups), "float32"),
-            ema: T.Buffer((slots, 2, components, dim), "float32"),
-            u_handle: T.handle,
-            c_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            b = T.int32()
-            x = T.match_buffer(x_handle, (b, dim), "float32")
-            u = T.match_buffer(u_handle, (b, row_width), row_dtype)
-            c = T.match_buffer(c_handle, (b, row_width), row_dtype)
-            slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-            compute(
-                x, weight, bias, coefficients, slot_ids, position, mean, var, ema,
-                lambda k: T.float32(1), u, c, b,
-            )  # fmt: skip
-
-    return kernel
+    return step

@@ -7,18 +7,20 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.decayed_average import average_weight, token_count
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import launch_dependents, wait_for_predecessor, warp_sum
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import TimestepNorm
 
 # Values of a group that a lane keeps: those of groups of the usual sizes.
 HELD = 4
 
 
 @T.inline
-def load_average(average, group, slot, position, chunk_size, betas, mean, var):
+def load_average(average, group, slot, position, norm, mean, var):
     """average[0, 1] = the past mean and variance of a group, average[2, 3] = the newest token's weights in them."""
     average[0] = mean[slot, group]
     average[1] = var[slot, group]
-    average[2] = average_weight(token_count(position, slot, chunk_size, 1), betas[0])
-    average[3] = average_weight(token_count(position, slot, chunk_size, 1), betas[1])
+    average[2] = average_weight(token_count(position, slot, norm.chunk_size, 1), norm.betas[0])
+    average[3] = average_weight(token_count(position, slot, norm.chunk_size, 1), norm.betas[1])
 
 
 @T.inline
@@ -56,17 +58,16 @@ def update_moments(moments, x, row, group, size, lane, average, eps):
 
 
 @functools.cache
-def timestep_norm_step(
-    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float
-) -> tirx.PrimFunc:
+def timestep_norm(norm: TimestepNorm) -> tirx.PrimFunc:
     """Kernel (x [b, D], weight [D], bias [D], slots [b], position, mean [S, G], var [S, G]) → y [b, D].
 
     One token for each of b slots, all fp32; `mean` and `var` of the slots are updated in place.
     """
+    dim, groups, slots = norm.dim, norm.groups, norm.slots
     size = dim // groups
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def normalize(
         x_handle: T.handle,
         weight: T.Buffer((dim,), "float32"),
         bias: T.Buffer((dim,), "float32"),
@@ -76,7 +77,6 @@ def timestep_norm_step(
         var: T.Buffer((slots, groups), "float32"),
         y_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         x = T.match_buffer(x_handle, (b, dim), "float32")
         y = T.match_buffer(y_handle, (b, dim), "float32")
@@ -89,9 +89,9 @@ def timestep_norm_step(
         launch_dependents()
         # The host names the slots, before any launch.
         slot: T.let = slot_ids[row]
-        load_average(average, group, slot, position, chunk_size, betas, mean, var)
+        load_average(average, group, slot, position, norm, mean, var)
         wait_for_predecessor()
-        update_moments(moments, x, row, group, size, lane, average, eps)
+        update_moments(moments, x, row, group, size, lane, average, norm.eps)
         T.tvm_storage_sync("shared")
         if lane == 0:
             mean[slot, group] = moments[0]
@@ -102,4 +102,4 @@ def timestep_norm_step(
                     2
                 ] * (T.float32(1) + weight[group * size + k * 32 + lane]) + bias[group * size + k * 32 + lane]
 
-    return kernel
+    return normalize

@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import RESIDENT_BLOCKS, device_function, launch_dependents
-from gecko_mlc.tir_kernels.expressions import Expr
+from gecko_mlc.tir_kernels.expressions import Expr, f32
 from gecko_mlc.tir_kernels.hardware import CUDA, USUAL_SHARED_BYTES
 
 # Threads of a block, and blocks of a multiprocessor.
@@ -35,8 +35,8 @@ class Operands(NamedTuple):
     weights: tuple[Any, ...]
     x: Any
     b: Expr
-    gain: Callable[[Expr], Expr] | None = None
-    shift: Callable[[Expr], Expr] | None = None
+    gain: Callable[[Expr], Expr] = lambda k: f32(1)
+    shift: Callable[[Expr], Expr] = lambda k: f32(0)
 
 
 class Block(NamedTuple):
@@ -56,7 +56,7 @@ class Epilogue(NamedTuple):
     products are made."""
 
     store: Any
-    addend: Callable[[Expr, Expr], Expr] | None = None
+    addend: Callable[[Expr, Expr], Expr] = lambda i, o: f32(0)
 
 
 class Schedule(NamedTuple):
@@ -105,8 +105,8 @@ def launch(schedule, b, body):
 
 
 def shared_elements(count: int, size: int, scratch: int) -> int:
-    """Elements of `size` bytes to have in dynamic shared memory for `count` of them, beside `scratch` fp32 that are not:
-    TVM asks for more than the usual only for kernels whose dynamic part alone is more."""
+    """How many elements of `size` bytes to have in dynamic shared memory for `count` of them, beside `scratch` fp32 in
+    static memory: TVM asks for more than the usual only for kernels whose dynamic part alone is more."""
     return count if count * size + 4 * scratch <= USUAL_SHARED_BYTES else max(count, USUAL_SHARED_BYTES // size)
 
 

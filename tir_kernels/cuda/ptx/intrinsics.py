@@ -6,11 +6,10 @@ define the function first.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 from tvm.script import tirx as T
 
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import Expr
 
 # An attribute of a kernel: blocks that a multiprocessor is to have at a time, which bounds their registers.
 RESIDENT_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"
@@ -51,17 +50,7 @@ __device__ __forceinline__ void gecko_launch_dependents() {
 """,
 )
 
-# (shared destination, global source): 16 bytes on their way; `copy_16_if` writes zeros when its third
-# argument, an int, is 0.
-copy_16 = device_function(
-    "gecko_copy_16",
-    """
-__device__ __forceinline__ void gecko_copy_16(void* destination, const void* source) {
-  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(destination));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
-}
-""",
-)
+# (shared destination, global source, present): 16 bytes on their way; zeros where the int is 0.
 copy_16_if = device_function(
     "gecko_copy_16_if",
     """

@@ -1,17 +1,16 @@
-"""How a row of activations that is rounded to bytes lies in memory, for products with quantized weights. NumPy alone.
+"""How a quantized row of activations lies in memory, for products with quantized weights. NumPy alone.
 
 An activation is an integer of two bytes, to 2^-15 of the largest of its vector: as many as there are codes in 16 bytes
 of weights, and in the order of the words of codes.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gecko_mlc.formats.group_quantization import GroupLayout, WeightFormat
+from gecko_mlc.tir_kernels.expressions import Expr
 from gecko_mlc.tir_kernels.hardware import divide
-
-Expr = Any
 
 # Steps of the largest activation of a vector, and of the upper one of its two bytes.
 LARGEST, UPPER = 127 * 256, 256
@@ -54,7 +53,7 @@ def piece_bytes(layout: GroupLayout) -> int:
 
 
 class QuantizedRow(NamedTuple):
-    """A row of `features` activations for weights of a layout, with so many partial sums of squares."""
+    """A row of `features` quantized activations for weights of a layout, with so many partial sums of squares."""
 
     features: int
     layout: GroupLayout
@@ -76,7 +75,7 @@ class QuantizedRow(NamedTuple):
 
     @property
     def words(self) -> int:
-        """The words of a row, whole 16 bytes."""
+        """The words of a row, a multiple of 16 bytes."""
         return divide(self.floats(3) + self.squares, 4) * 4
 
     def vector_word(self, vector: Expr) -> Expr:
@@ -130,16 +129,18 @@ class QuantizedRow(NamedTuple):
         ]
 
 
-def row_shape(features: int, rounded: QuantizedRow | None) -> tuple[int, str]:
-    """How many elements, of which dtype, a row of activations is: fp32 if it is not rounded."""
-    return (features, "float32") if rounded is None else (rounded.words, "uint32")
+def row_shape(features: int, quantized: QuantizedRow | None) -> tuple[int, str]:
+    """How many elements, of which dtype, a row of activations is: fp32 if it is not quantized."""
+    return (features, "float32") if quantized is None else (quantized.words, "uint32")
 
 
-def quantized_row(features: int, together: int, weights: WeightFormat, rows: int, squares: int = 0) -> QuantizedRow | None:
-    """How blocks that make so many neighbouring activations `together` round them, for the product of up to `rows` rows
-    with `weights`. None if they do not: a vector is of one block, and copies are of 16 bytes."""
+def quantized_row(
+    features: int, block_features: int, weights: WeightFormat, rows: int, squares: int = 0
+) -> QuantizedRow | None:
+    """How blocks that make so many neighbouring activations each quantize them, for the GEMV of up to `rows` rows with
+    `weights`. None if they do not: a vector is of one block, and copies are of 16 bytes."""
     if not isinstance(weights, GroupLayout) or (rows > 1 and weights.arithmetic != "float32"):
         return None
     row = QuantizedRow(features, weights, squares)
-    whole = features % (4 * row.codes) == 0 and together % row.codes == 0 and piece_bytes(weights) == 16
-    return row if whole else None
+    fits = features % (4 * row.codes) == 0 and block_features % row.codes == 0 and piece_bytes(weights) == 16
+    return row if fits else None

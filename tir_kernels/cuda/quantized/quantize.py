@@ -1,5 +1,5 @@
-"""Activations become bytes, for CUDA: where a product with quantized weights begins, or in the kernel that makes them,
-once for all blocks that read them."""
+"""Quantization of activations to bytes, for CUDA: in the prologue of a GEMV with quantized weights, or in the kernel
+that makes them, once for all blocks that read them."""
 
 import functools
 
@@ -101,13 +101,13 @@ def quantize_portion(layout: GroupLayout):  # type: ignore[no-untyped-def]
     return compute
 
 
-def quantize_vectors(rounded: QuantizedRow, count: int, threads: int):  # type: ignore[no-untyped-def]
+def quantize_vectors(quantized: QuantizedRow, count: int, threads: int):  # type: ignore[no-untyped-def]
     """An inline (values, begin, first, present, packed, row, tx): up to `count` vectors, of which so many are present,
     from shared memory, values[begin] on, into a row of `packed` from its vector `first` on. All threads of a block take
     part."""
-    per_vector = 4 // portion(rounded.layout).words
-    size = rounded.codes // per_vector
-    round_one = quantize_portion(rounded.layout)
+    per_vector = 4 // portion(quantized.layout).words
+    size = quantized.codes // per_vector
+    quantize_one = quantize_portion(quantized.layout)
 
     @T.inline
     def compute(values, begin, first, present, packed, row, tx):
@@ -124,12 +124,12 @@ def quantize_vectors(rounded: QuantizedRow, count: int, threads: int):  # type: 
 
             @T.inline
             def keep(kind, value):
-                packed[row, rounded.floats(kind) + vector] = T.reinterpret("uint32", value)
+                packed[row, quantized.floats(kind) + vector] = T.reinterpret("uint32", value)
 
-            round_one(
+            quantize_one(
                 held,
                 0,
-                T.address_of(packed[row, rounded.vector_word(vector)]),
+                T.address_of(packed[row, quantized.vector_word(vector)]),
                 place % per_vector,
                 place < present * per_vector,
                 keep,

@@ -10,6 +10,7 @@ from gecko_mlc.tir_kernels.cpu.value_cache import code_of, inverse_of, scale_of
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import device_function, warp_maximum, widen_vector
 from gecko_mlc.tir_kernels.expressions import loader
 from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.kernel import kernel
 
 WARPS = 8
 
@@ -55,15 +56,14 @@ def quantize_values(value_dim: int, heads: int, slots: int, chunk_size: int, dty
     rounds, warps = divide(vectors, 32), min(heads, WARPS)
     load = loader(dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def quantize(
         v_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
         position: T.Buffer((slots, 2), "int32"),
         values: T.Buffer((slots, 2, chunk_size, value_dim), "int8"),
         value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         fresh = T.match_buffer(v_handle, (n, value_dim), dtype)
         row = T.launch_thread("blockIdx.x", n)
@@ -99,4 +99,4 @@ def quantize_values(value_dim: int, heads: int, slots: int, chunk_size: int, dty
                     for v in T.vectorized(width):
                         values[slot, parity, offset, head * size + (r * 32 + lane) * width + v] = codes[v]
 
-    return kernel
+    return quantize

@@ -9,19 +9,22 @@ from support.launch_cuda import assert_rounded, launch_cuda
 from support.norms import BETAS, EPS, assert_close, coefficients_of, ema_of, empty, moments_of
 from support.weights import format_of
 
-from gecko_mlc.tir_kernels.cpu import complex_ema, timestep_norm
-from gecko_mlc.tir_kernels.cuda.decode.norm_ema import norm_ema_step, quantized_output
+from gecko_mlc.tir_kernels.cuda.decode.norm_ema import norm_ema, quantized_output
+from gecko_mlc.tir_kernels.cuda.gemv.schedule import Matrices
+from gecko_mlc.tir_kernels.hardware import CUDA
+from gecko_mlc.tir_kernels.oracles import complex_ema, timestep_norm
+from gecko_mlc.tir_kernels.shapes import EMA, TimestepNorm
 
 
 @pytest.mark.parametrize(("dim", "groups", "components"), [(30, 5, 3), (1040, 1, 2), (36, 3, 16)])
-def test_norm_ema_step(dim: int, groups: int, components: int) -> None:
+def test_norm_ema(dim: int, groups: int, components: int) -> None:
     rng, chunk_size, slots = np.random.default_rng(2), 7, ints(2, 0)
     x, (weight, bias) = 3 * floats(rng, 2, dim) + 1, floats(rng, 2, dim)
     coefficients, ema = coefficients_of(rng, components, dim), ema_of(rng, components, dim)
     mean, var = moments_of(rng, groups)
     before, u, c = (mean.copy(), var.copy(), ema.copy()), empty(2, dim), empty(2, dim)
     position = ints(0, 0, 9, 9, 4, 3).reshape(3, 2)
-    kernel = norm_ema_step(dim, groups, components, 3, chunk_size, BETAS, EPS)
+    kernel = norm_ema(TimestepNorm(dim, groups, 3, chunk_size, BETAS, EPS), EMA(dim, components, 3))
     launch_cuda(kernel, x, weight, bias, coefficients, slots, position, mean, var, ema, u, c)
     for row, slot in enumerate(slots):
         count = position[slot, 0] * chunk_size + position[slot, 1]
@@ -43,20 +46,20 @@ def test_norm_ema_step(dim: int, groups: int, components: int) -> None:
     ("dim", "groups", "components", "scheme", "affine"),
     [(128, 4, 3, "q4f16_1", True), (384, 3, 16, "q4f32_1", False), (320, 4, 5, "q8f16_1", True)],
 )
-def test_norm_ema_step_rounds(dim: int, groups: int, components: int, scheme: str, affine: bool) -> None:
+def test_norm_ema_quantizes(dim: int, groups: int, components: int, scheme: str, affine: bool) -> None:
     """As it makes them; c with the gain of the norm after it, and the squares that it needs."""
     rng, chunk_size, slots = np.random.default_rng(2), 7, ints(2, 0)
-    outgoing = quantized_output(dim, groups, 1, format_of(scheme), 1)
+    shape = TimestepNorm(dim, groups, 3, chunk_size, BETAS, EPS), EMA(dim, components, 3)
+    outgoing = quantized_output(shape[0], 1, Matrices(format_of(scheme), 1, CUDA((80,))))
     assert outgoing is not None
     x, (weight, bias) = 3 * floats(rng, 2, dim) + 1, floats(rng, 2, dim)
     coefficients, ema, gain = coefficients_of(rng, components, dim), ema_of(rng, components, dim), floats(rng, dim)
     state, position = (*moments_of(rng, groups), ema), ints(0, 0, 9, 9, 4, 3).reshape(3, 2)
     inputs = x, weight, bias, coefficients, slots, position
-    shape = dim, groups, components, 3, chunk_size, BETAS, EPS
     u, c = empty(2, dim), empty(2, dim)
-    launch_cuda(norm_ema_step(*shape), *inputs, *(s.copy() for s in state), u, c)
+    launch_cuda(norm_ema(*shape), *inputs, *(s.copy() for s in state), u, c)
     results = [np.full((2, outgoing.words), 0xFFFFFFFF, np.uint32) for _ in range(2)]
-    kernel = norm_ema_step(*shape, outgoing, affine)
+    kernel = norm_ema(*shape, outgoing, affine)
     launch_cuda(kernel, *inputs, *state, *[gain] * affine, *results, outgoing=outgoing)
     assert_rounded(outgoing, results[0], u.astype(float))
     assert_rounded(outgoing, results[1], c.astype(float) * (1 + gain * affine))

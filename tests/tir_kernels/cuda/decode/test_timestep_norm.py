@@ -8,8 +8,9 @@ from support.launch import floats, ints
 from support.launch_cuda import launch_cuda
 from support.norms import BETAS, EPS, assert_close, empty, moments_of
 
-from gecko_mlc.tir_kernels.cpu import timestep_norm
-from gecko_mlc.tir_kernels.cuda.decode.timestep_norm import timestep_norm_step
+from gecko_mlc.tir_kernels.cuda.decode.timestep_norm import timestep_norm as timestep_norm_step
+from gecko_mlc.tir_kernels.oracles import timestep_norm
+from gecko_mlc.tir_kernels.shapes import TimestepNorm
 
 
 @pytest.mark.parametrize(("dim", "groups"), [(30, 15), (165, 3)])
@@ -19,7 +20,7 @@ def test_timestep_norm_step(dim: int, groups: int) -> None:
     mean, var = moments_of(rng, groups)
     before, y = (mean.copy(), var.copy()), empty(2, dim)
     position = ints(0, 0, 9, 9, 2_000_000, 3).reshape(3, 2)
-    kernel = timestep_norm_step(dim, groups, 3, chunk_size, BETAS, EPS)
+    kernel = timestep_norm_step(TimestepNorm(dim, groups, 3, chunk_size, BETAS, EPS))
     launch_cuda(kernel, x, weight, bias, slots, position, mean, var, y)
     for row, slot in enumerate(slots):
         count = position[slot, 0] * chunk_size + position[slot, 1]

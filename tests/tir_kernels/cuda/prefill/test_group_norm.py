@@ -8,8 +8,8 @@ from support.launch import floats
 from support.launch_cuda import launch_cuda
 from support.norms import EPS, assert_close, empty
 
-from gecko_mlc.tir_kernels.cpu import group_norm
 from gecko_mlc.tir_kernels.cuda.prefill import group_norm as cuda_group_norm
+from gecko_mlc.tir_kernels.oracles import group_norm
 
 
 @pytest.mark.parametrize(

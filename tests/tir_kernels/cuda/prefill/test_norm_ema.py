@@ -8,8 +8,8 @@ from support.launch import floats, ints
 from support.launch_cuda import launch_cuda
 from support.norms import assert_close, coefficients_of, ema_of, empty
 
-from gecko_mlc.tir_kernels.cpu import complex_ema
 from gecko_mlc.tir_kernels.cuda.prefill.norm_ema import norm_ema
+from gecko_mlc.tir_kernels.oracles import complex_ema
 
 
 @pytest.mark.parametrize(

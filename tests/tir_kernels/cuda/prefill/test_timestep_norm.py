@@ -8,8 +8,8 @@ from support.launch import floats, ints
 from support.launch_cuda import launch_cuda
 from support.norms import BETAS, EPS, assert_close, empty, moments_of
 
-from gecko_mlc.tir_kernels.cpu import timestep_norm
 from gecko_mlc.tir_kernels.cuda.prefill import timestep_norm as cuda_timestep_norm
+from gecko_mlc.tir_kernels.oracles import timestep_norm
 
 
 # Groups of odd sizes and of several vectors a lane; tokens of the stream's begin, and more than a tile has.

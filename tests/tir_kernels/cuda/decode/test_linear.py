@@ -11,13 +11,14 @@ from support.weights import format_of, weights_in_memory
 
 from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
+from gecko_mlc.tir_kernels.cuda.gemv.schedule import Matrices
 from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row
 from gecko_mlc.tir_kernels.hardware import CUDA
 from gecko_mlc.tir_kernels.oracles.group_norm import layer_norm_oracle, rms_norm_oracle
 from gecko_mlc.tir_kernels.oracles.linear import oracle
+from gecko_mlc.tir_kernels.shapes import GroupNorm
 
 EPS = 1e-5
-MACHINE = CUDA((80,))
 SCHEMES = ["q0f32", "q0f16", "q0bf16"]
 SIZES = [(48, 97), (80, 131), (50, 33), (7, 5), (520, 40)]
 # The largest batch of a library, the batch of a launch, the weights' scheme, inputs and outputs. Each weight of a
@@ -43,6 +44,10 @@ NAMES = ("rows", "b", "scheme", "inputs", "outputs")
 cases = pytest.mark.parametrize(NAMES, CASES)
 
 
+def matrices_of(scheme: str, rows: int) -> Matrices:
+    return Matrices(format_of(scheme), rows, CUDA((80,)))
+
+
 def empty(*shape: int) -> np.ndarray:
     return np.full(shape, np.nan, np.float32)
 
@@ -66,7 +71,7 @@ def test_linear_residual(rows: int, b: int, scheme: str, inputs: int, outputs: i
     scaled = rows != 3
     x, (stored, weight) = floats(rng, b, inputs), weights_in_memory(rng, outputs, inputs, scheme)
     operands = [floats(rng, outputs)] * scaled + [floats(rng, b, outputs)]
-    kernel = decode_linear.linear_residual(inputs, outputs, format_of(scheme), scaled, rows, MACHINE)
+    kernel = decode_linear.linear_residual(inputs, outputs, matrices_of(scheme, rows), scaled)
     result = empty(b, outputs)
     launch_cuda(kernel, x, stored, *operands, result)
     expected = oracle(x.astype(float), weight, *operands, epilogue="scale_residual" if scaled else "residual")
@@ -81,7 +86,7 @@ def test_gate(rows: int, b: int, scheme: str, inputs: int, outputs: int) -> None
     x = 3 + floats(rng, b, inputs)
     (stored1, fc1), (stored3, fc3) = (weights_in_memory(rng, outputs, inputs, scheme) for _ in range(2))
     weight, bias = 0.1 * floats(rng, inputs), floats(rng, inputs)
-    kernel = decode_linear.gate(inputs, outputs, groups, EPS, affine, swiglu, format_of(scheme), rows, MACHINE)
+    kernel = decode_linear.gate(GroupNorm(inputs, groups, EPS, affine), outputs, swiglu, matrices_of(scheme, rows))
     result = empty(b, outputs)
     launch_cuda(kernel, x, *[weight, bias] * affine, stored1, *[stored3] * swiglu, result)
     u = layer_norm_oracle(x.astype(float), weight * affine, bias * affine, groups, EPS)
@@ -103,7 +108,7 @@ def test_projections(rows: int, b: int, scheme: str, inputs: int, outputs: int) 
     matrices = [weights_in_memory(rng, extent, dim, scheme) for extent in extents]
     biases = [floats(rng, extent) for extent in extents]
     layers = [array for (stored, _), bias in zip(matrices, biases, strict=True) for array in (stored, bias)]
-    kernel = decode_linear.projections(dim, z_dim, value_dim, groups, EPS, affine, format_of(scheme), rows, MACHINE)
+    kernel = decode_linear.projections(GroupNorm(dim, groups, EPS, affine), z_dim, value_dim, matrices_of(scheme, rows))
     v, z, r, h = results = [empty(b, extent) for extent in extents]
     launch_cuda(kernel, u, c, *[norm_weight] * affine, *layers, x, *results)
 
@@ -116,23 +121,23 @@ def test_projections(rows: int, b: int, scheme: str, inputs: int, outputs: int) 
 
 
 # Vectors of one unit of a warp and of several, with padding; more rows go this way with weights of fp32 alone.
-rounded_cases = pytest.mark.parametrize(
+quantized_cases = pytest.mark.parametrize(
     ("rows", "scheme", "inputs", "outputs"),
     [(1, "q4f16_1", 640, 128), (1, "q8f16_1", 1088, 64), (2, "q4f32_1", 128, 256)],
 )
 
 
-def rounded(features: int, scheme: str, rows: int, squares: int = 0) -> QuantizedRow:
+def layout_of(features: int, scheme: str, rows: int, squares: int = 0) -> QuantizedRow:
     row = quantized_row(features, features, format_of(scheme), rows, squares)
     assert row is not None
     return row
 
 
-@rounded_cases
-def test_rows_that_are_rounded_are_multiplied(rows: int, scheme: str, inputs: int, outputs: int) -> None:
+@quantized_cases
+def test_quantized_rows_are_multiplied(rows: int, scheme: str, inputs: int, outputs: int) -> None:
     """Their squares are the norm's; the gain is in them."""
-    rng, weights, z_dim = np.random.default_rng(5), format_of(scheme), 19
-    incoming = rounded(inputs, scheme, rows, squares=3)
+    rng, z_dim = np.random.default_rng(5), 19
+    incoming = layout_of(inputs, scheme, rows, squares=3)
     values, squares = floats(rng, 2, rows, inputs), rng.uniform(1, 99, (rows, 3)).astype(np.float32)
     values[0, 0, 64:96] = 0
     u, c = map(incoming.pack, values)
@@ -141,7 +146,9 @@ def test_rows_that_are_rounded_are_multiplied(rows: int, scheme: str, inputs: in
     matrices = [weights_in_memory(rng, extent, inputs, scheme) for extent in extents]
     biases = [floats(rng, extent) for extent in extents]
     layers = [array for (stored, _), bias in zip(matrices, biases, strict=True) for array in (stored, bias)]
-    kernel = decode_linear.projections(inputs, z_dim, outputs, 1, EPS, False, weights, rows, MACHINE, incoming)
+    kernel = decode_linear.projections(
+        GroupNorm(inputs, 1, EPS, True), z_dim, outputs, matrices_of(scheme, rows), incoming
+    )
     v, z, r, h = results = [empty(rows, extent) for extent in extents]
     launch_cuda(kernel, u, c, *layers, residual, *results)
 
@@ -153,12 +160,12 @@ def test_rows_that_are_rounded_are_multiplied(rows: int, scheme: str, inputs: in
     assert_close(h, oracle(mx, wh1, wh1_bias, epilogue="bias") + residual, "q0f32", 1)
 
 
-@rounded_cases
-def test_a_gate_rounds(rows: int, scheme: str, inputs: int, outputs: int) -> None:
-    rng, outgoing = np.random.default_rng(6), rounded(outputs, scheme, rows)
+@quantized_cases
+def test_a_gate_quantizes(rows: int, scheme: str, inputs: int, outputs: int) -> None:
+    rng, outgoing = np.random.default_rng(6), layout_of(outputs, scheme, rows)
     x, (stored, fc1) = floats(rng, rows, inputs), weights_in_memory(rng, outputs, inputs, scheme)
     result = np.full((rows, outgoing.words), 0xFFFFFFFF, np.uint32)
-    kernel = decode_linear.gate(inputs, outputs, 1, EPS, False, False, format_of(scheme), rows, MACHINE, outgoing)
+    kernel = decode_linear.gate(GroupNorm(inputs, 1, EPS, False), outputs, False, matrices_of(scheme, rows), outgoing)
     launch_cuda(kernel, x, stored, result, outgoing=outgoing)
     u = layer_norm_oracle(x.astype(float), np.zeros(inputs), np.zeros(inputs), 1, EPS)
     assert_rounded(outgoing, result, oracle(u, fc1, activation="silu"))
@@ -173,6 +180,6 @@ def test_head(rows: int, b: int, scheme: str) -> None:
     x, (stored, weight), logits = floats(rng, b, 64), weights_in_memory(rng, 97, 64, scheme), floats(rng, slots, 97)
     slot_ids = rng.permutation(slots)[:b].astype(np.int32)
     expected = logits.copy()
-    launch_cuda(decode_linear.head(64, 97, slots, format_of(scheme), rows, MACHINE), x, stored, slot_ids, logits)
+    launch_cuda(decode_linear.head(64, 97, slots, matrices_of(scheme, rows)), x, stored, slot_ids, logits)
     expected[slot_ids] = oracle(x.astype(float), weight)
     assert_close(logits, expected, scheme, rows)

@@ -1,4 +1,4 @@
-"""Sampling and scoring on a GPU against their oracles."""
+"""Sampling on a GPU against its oracle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.launch_cuda import launch_cuda
 
 from gecko_mlc.tir_kernels.cpu.sampling import RECENT_TOKENS
 from gecko_mlc.tir_kernels.cuda.state import sampling
-from gecko_mlc.tir_kernels.oracles.sampling import Settings, oracle, score_oracle, threefry
+from gecko_mlc.tir_kernels.oracles.sampling import Settings, oracle, threefry
 
 # Seeds whose first random word has 24 zeros, or ones, at its upper end.
 LOWEST, HIGHEST = 4166419, 17762771
@@ -103,14 +103,3 @@ def test_scores_without_a_distribution() -> None:
     random = np.zeros((7, 3), np.int32)
     random[:, 0] = [0, 0, 0, LOWEST, HIGHEST, HIGHEST, HIGHEST]
     assert draw(logits, settings, random).token.tolist() == [20, 0, 33, 7, 50, 89, 0]
-
-
-@pytest.mark.parametrize(("n", "outputs"), [(5, 90), (3, 1003), (2, 33000)])
-def test_score(n: int, outputs: int) -> None:
-    rng = np.random.default_rng(1)
-    logits, targets = 4 * floats(rng, n, outputs), rng.integers(0, outputs, n).astype(np.int32)
-    log_p, entropies = np.full((2, n), np.nan, np.float32)
-    launch_cuda(sampling.score(outputs), logits, targets, log_p, entropies)
-    expected = score_oracle(logits.astype(float), targets)
-    np.testing.assert_allclose(log_p, expected[0], atol=2e-6)
-    np.testing.assert_allclose(entropies, expected[1], atol=2e-6)

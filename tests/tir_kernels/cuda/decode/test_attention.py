@@ -6,12 +6,13 @@ import ml_dtypes  # noqa: F401 (NumPy's bfloat16)
 import numpy as np
 import pytest
 from support.launch import cached_values, floats, ints
-from support.launch_cuda import assert_rounded, launch_cuda
-from support.weights import format_of
+from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cuda.decode import attention as decode_attention
-from gecko_mlc.tir_kernels.cuda.decode import attention_merge
+from gecko_mlc.tir_kernels.cuda.decode.attention import attend
+from gecko_mlc.tir_kernels.cuda.decode.attention_merge import merge
+from gecko_mlc.tir_kernels.cuda.decode.attention_window import parts
 from gecko_mlc.tir_kernels.oracles import attention_inputs, chunk_attention, working_memory
+from gecko_mlc.tir_kernels.shapes import Window
 
 EPS = 1e-5
 # Of a cached key, or value: half the distance of two neighbours of its dtype, relative, and a little.
@@ -40,11 +41,12 @@ PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 def test_step(
     z_dim: int, value_dim: int, heads: int, rope_heads: int, chunk_size: int, dtype: str, value_dtype: str
 ) -> None:
-    """Nothing but positions that exist is read: the rest of the caches, of partial sums and memory is NaN here."""
+    """Nothing but positions that exist is read: the rest of the caches, of partial sums and memory is NaN."""
     rng, size, value_size = np.random.default_rng(1), z_dim // heads, value_dim // heads
     position = ints(0, 0, 3, 2, 1, chunk_size - 1, 0, chunk_size - 1, 2, 0).reshape(5, 2)
     slots = ints(3, 1, 0, 4, 2)
-    b, count = len(slots), decode_attention.parts(chunk_size, heads)
+    b, count = len(slots), parts(chunk_size, heads)
+    shape = Window(z_dim, value_dim, heads, rope_heads, chunk_size, 5, EPS, dtype, value_dtype)
     z, gamma, beta, r = floats(rng, b, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, b, value_dim)
     cos, sin = floats(rng, 2, 2 * chunk_size, size // 2)
     keys, memory_keys = (floats(rng, 5, 2, chunk_size, z_dim).astype(dtype) for _ in range(2))
@@ -67,11 +69,11 @@ def test_step(
     statistics = np.full((b, heads, count, 2), np.nan, np.float32)
     y = np.full((b, value_dim), np.nan, np.float32)
     launch_cuda(
-        decode_attention.attend(z_dim, value_dim, heads, rope_heads, 5, chunk_size, EPS, dtype, value_dtype),
+        attend(shape),
         z, value, gamma, beta, cos, sin, slots, position, keys, *values, memory_keys, partial, statistics,
     )  # fmt: skip
     launch_cuda(
-        attention_merge.merge(z_dim, value_dim, heads, 5, chunk_size, EPS, dtype),
+        merge(shape),
         z, gamma, beta, partial, statistics, r, slots, position, memory, y,
     )  # fmt: skip
     for i, slot in enumerate(slots):
@@ -93,30 +95,3 @@ def test_step(
     # One row of each slot was written.
     for cache, old in zip(caches, before, strict=True):
         np.testing.assert_array_equal(cache.view(np.uint8), old.view(np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("chunk_size", "heads", "expected"), [(2048, 4, 99), (1024, 4, 64), (512, 4, 32), (16, 4, 1), (13, 3, 1)]
-)
-def test_parts(chunk_size: int, heads: int, expected: int) -> None:
-    """Enough blocks for a GPU, and not less than 32 positions for each when the window is full."""
-    assert decode_attention.parts(chunk_size, heads) == expected
-
-
-@pytest.mark.parametrize(("scheme", "value_dim", "heads"), [("q4f16_1", 384, 2), ("q8f16_1", 192, 4)])
-def test_merge_rounds(scheme: str, value_dim: int, heads: int) -> None:
-    """The rows that it makes in fp32; blocks have one vector or two, and a head's last one fewer."""
-    rng, z_dim, chunk_size = np.random.default_rng(3), 24, 9
-    outgoing = attention_merge.quantized_output(value_dim, heads, "float16", format_of(scheme), 1)
-    assert outgoing is not None
-    size, value_size, count = z_dim // heads, value_dim // heads, decode_attention.parts(chunk_size, heads)
-    z, gamma, beta, r = floats(rng, 2, z_dim), *floats(rng, 2, 4, z_dim), floats(rng, 2, value_dim)
-    partial = floats(rng, 2, heads, count, value_size)
-    statistics = np.abs(floats(rng, 2, heads, count, 2))
-    memory = floats(rng, 2, heads, size, value_size).astype(np.float16)
-    inputs = z, gamma, beta, partial, statistics, r, ints(1, 0), ints(1, 0, 3, 2).reshape(2, 2), memory
-    shape = z_dim, value_dim, heads, 2, chunk_size, EPS, "float16"
-    y, packed = np.full((2, value_dim), np.nan, np.float32), np.full((2, outgoing.words), 0xFFFFFFFF, np.uint32)
-    launch_cuda(attention_merge.merge(*shape), *inputs, y)
-    launch_cuda(attention_merge.merge(*shape, outgoing), *inputs, packed, outgoing=outgoing)
-    assert_rounded(outgoing, packed, y.astype(float))
