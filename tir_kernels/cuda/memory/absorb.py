@@ -41,12 +41,12 @@ _fast_exp = device_function(
 
 @functools.cache
 def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
-    """Kernel (in prefill rows [n, D], slots [1] or [n], position, memory_keys [S, 2, C, Z], values [S, 2, C, E],
+    """Kernel (in prefill rows [n, D], slots [1] or [b], position, memory_keys [S, 2, C, Z], values [S, 2, C, E],
     value_scales [S, 2, C, H] of int8 values, log_mass [S, H, dz], log_sum [S, H, C], memory_sum [S, H, dz, dv + dz]).
 
-    n tokens of one slot and chunk, or one of each of n slots, at positions before `advance`. The tiles of the previous
-    chunk that they complete are added to `memory_sum`, which begins anew with a chunk's first tile. `rows` are not
-    read: they tell a prefill how many tokens there are.
+    n tokens of one slot and chunk, or in decode one of each of b slots, at positions before `advance`. The tiles of the
+    previous chunk that they complete are added to `memory_sum`, which begins anew with a chunk's first tile. `rows` are
+    not read: they tell a prefill how many tokens there are.
 
     A block adds to some rows and columns. The first blocks compute the columns of P, sᵀ times κ, as κᵀ times s.
     """
@@ -74,11 +74,13 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
         memory_sum: T.Buffer((*window.log_norm, value_size + size), "float32"),
     ):
         n = T.int32()
+        b = T.int32()
+        tokens, sequences = T.meta_var((1, b) if decoding else (n, 1))
         rows = T.match_buffer(rows_handle, (n, dim), "float32")  # noqa: F841 (the tokens' number)
-        slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
+        slot_ids = T.match_buffer(slots_handle, (sequences,), "int32")
         bx = T.launch_thread("blockIdx.x", predictions + divide(value_size, gemm.columns))
         by = T.launch_thread("blockIdx.y", divide(size, ROWS))
-        bz = T.launch_thread("blockIdx.z", phase.sequences(n) * heads)
+        bz = T.launch_thread("blockIdx.z", sequences * heads)
         tx = T.launch_thread("threadIdx.x", THREADS)
         tiles = T.alloc_buffer((gemm.shared,), gemm.dtype, scope="shared.dyn")
         sums = T.alloc_buffer((gemm.accumulators,), scope="local")
@@ -93,7 +95,7 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
         slot: T.let = slot_ids[bz // heads]
         head: T.let = bz % heads
         predicts: T.let = bx < predictions
-        copies_codes: T.let = bx >= predictions
+        copies_codes: T.let = bx >= predictions if window.scaled else tirx.const(False, "bool")
         first_row: T.let = by * ROWS
         first_column: T.let = T.Select(bx < predictions, bx, bx - predictions) * gemm.columns
         extent: T.let = T.Select(bx < predictions, size, value_size)
@@ -106,11 +108,7 @@ def absorb(phase: Phase, dim: int, window: Window) -> tirx.PrimFunc:
         parity: T.let = (position[slot, 0] + 1) % 2
         offset: T.let = position[slot, 1]
         begin: T.let = offset // ABSORB_TILE * ABSORB_TILE
-        end: T.let = T.Select(
-            offset + phase.length(n) >= chunk_size,
-            chunk_size,
-            (offset + phase.length(n)) // ABSORB_TILE * ABSORB_TILE,
-        )
+        end: T.let = T.Select(offset + tokens >= chunk_size, chunk_size, (offset + tokens) // ABSORB_TILE * ABSORB_TILE)
 
         @T.inline
         def start(row, column, at):
