@@ -6,6 +6,7 @@ tensor cores have the weights' dtype; what adds up over layers or time is fp32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -22,13 +23,15 @@ from gecko_mlc.tir_kernels.cuda.decode import norm_ema as norm_ema_step
 from gecko_mlc.tir_kernels.cuda.decode import timestep_norm as decode_timestep_norm
 from gecko_mlc.tir_kernels.cuda.gemv import gemv
 from gecko_mlc.tir_kernels.cuda.gemv.schedule import Matrices
-from gecko_mlc.tir_kernels.cuda.memory import working_memory
+from gecko_mlc.tir_kernels.cuda.memory import absorb, start_chunk, update, write
 from gecko_mlc.tir_kernels.cuda.prefill import (
     attention_inputs,
-    attention_scores,
+    attention_softmax,
     attention_values,
     group_norm,
     norm_ema,
+    projections,
+    scores,
     timestep_norm,
 )
 from gecko_mlc.tir_kernels.cuda.prefill import linear as prefill_linear
@@ -73,7 +76,7 @@ class CUDALaunches(Family):
         (y,) = call.state.update(
             decode_timestep_norm.timestep_norm(self.timestep_norm)
             if decoding
-            else timestep_norm.last_timestep_norm(*self._norm_shape()),
+            else timestep_norm.last_timestep_norm(self.timestep_norm),
             "final_norm",
             [x, norm.weight, norm.bias, call.slots, "position", *self.moments("final_")],
             self.moments("final_"),
@@ -85,47 +88,37 @@ class CUDALaunches(Family):
 
     def logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix, into: Tensor | None = None) -> Tensor:
         """The logits [n, O] of all rows."""
-        c = self.build.config
         y = launch(
-            timestep_norm.timestep_norm(c.model_dim, c.timenorm_num_groups, self.dtype),
+            timestep_norm.timestep_norm(self.timestep_norm, self.dtype),
             "timestep_norm",
             [x, norm.weight, norm.bias, self._moments(call, "final_", x)],
-            fresh(call.n, c.model_dim, dtype=self.dtype),
+            fresh(call.n, head.inputs, dtype=self.dtype),
         )
-        kernel = prefill_linear.linear(c.model_dim, c.num_outputs, head.format, self.machine)
+        kernel = prefill_linear.linear(head.inputs, head.outputs, head.format, self.machine)
         if into is not None:
             return op.tensor_ir_inplace_op(kernel, "head", [y, head.weight, into], [2], into)
-        return launch(kernel, "head", [y, head.weight], fresh(call.n, c.num_outputs))
+        return launch(kernel, "head", [y, head.weight], fresh(call.n, head.outputs))
 
     def absorb(self, slot_ids: Tensor, state: State, prefix: str) -> None:
         """What a token of each slot adds for a layer's memory (8c), if it completes a tile."""
-        self._absorb(slot_ids, state, prefix, working_memory.absorb_step(*self._memory_shape()), [])
+        self._absorb(Phase.DECODE, slot_ids, state, prefix, [])
 
     def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
         """A layer takes the chunk that was spread over its tokens into its memory (2.7), and prepares the next."""
-        c = self.build.config
-        shape = (c.z_dim, c.value_dim, c.num_heads, self.build.slots)
-        memory_sum, log_mass, log_sum = (f"{prefix}{name}" for name in ("memory_sum", "log_mass", "log_sum"))
+        names = ("log_norm", "memory", "log_mass", "log_sum", "memory_sum")
+        log_norm, memory, log_mass, log_sum, memory_sum = (f"{prefix}{name}" for name in names)
+        read = f"{prefix}{self.memory}"
+        # 1. U, and M with it.
         state.update(
-            working_memory.update(*shape, self.key_dtype),
-            "memory_update",
-            [slot_ids, "position", f"{prefix}{self.memory}", memory_sum],
-            [memory_sum],
+            update.update(self.window), "memory_update", [slot_ids, "position", read, memory_sum], [memory_sum]
         )
-        rounded = [] if self.memory == "memory" else [f"{prefix}{self.memory}"]
-        writes = [f"{prefix}log_norm", f"{prefix}memory", *rounded]
+        writes = [log_norm, memory, *([read] if read != memory else [])]
         state.update(
-            working_memory.write(*shape, self.key_dtype),
-            "memory_write",
-            [slot_ids, "position", log_mass, memory_sum, *writes],
-            writes,
+            write.write(self.window), "memory_write", [slot_ids, "position", log_mass, memory_sum, *writes], writes
         )
-        state.update(
-            working_memory.start_chunk(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, self.key_dtype),
-            "start_chunk",
-            [slot_ids, "position", f"{prefix}memory_keys", log_mass, log_sum],
-            [log_mass, log_sum],
-        )
+        # 2. The softmaxes of the chunk that has ended.
+        kernel, keys = start_chunk.start_chunk(self.window), f"{prefix}memory_keys"
+        state.update(kernel, "start_chunk", [slot_ids, "position", keys, log_mass, log_sum], [log_mass, log_sum])
 
     def score_kernel(self) -> tirx.PrimFunc:
         """Kernel (logits [n, O], targets [n]) → log-probabilities [n], entropies [n]."""
@@ -236,168 +229,126 @@ class CUDALaunches(Family):
     # Prefill.
 
     def _mega(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
-        """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [n, D]."""
-        c, n, total = self.build.config, call.n, self.build.slots
-        u, mixed = call.state.update(
-            norm_ema.norm_ema(c.model_dim, c.timenorm_num_groups, c.cema_ndim, total, self.dtype),
-            "norm_ema",
-            [
-                x,
-                mega.timenorm.weight,
-                mega.timenorm.bias,
-                mega.cema.coefficients,
-                self._moments(call, prefix, x),
-                call.slots,
-                f"{prefix}ema",
-            ],
-            [f"{prefix}ema"],
-            [fresh(n, c.model_dim, dtype=self.dtype), fresh(n, c.model_dim)],
-        )
-        keys, memory_keys = f"{prefix}keys", f"{prefix}memory_keys"
+        """y = x + wh1 mx + wh2 (sca ⊙ r + awm) (2.8), [n, D]."""
+        u, average = self._norm_ema(call, prefix, mega, x)
         self._store_values(call, prefix, mega.wv, u)
-        mx = launch(
-            group_norm.rms_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.dtype),
-            "rms_norm",
-            [mixed, *present(mega.rmsnorm.weight)],
-            fresh(n, c.model_dim, dtype=self.dtype),
+        mx = self._group_norm(group_norm.rms_norm, "rms_norm", mega.rmsnorm, average)
+        z, r, h = self._projections(mega, mx, x)
+        queries, reads = self._attention_inputs(call, prefix, mega, rope, z)
+        weights = self._attention_weights(call, call.state[f"{prefix}keys"], queries)
+        merged = self._attention_values(call, prefix, weights, r, reads)
+        self._absorb(Phase.PREFILL, call.slots, call.state, prefix, [x])
+        return self._linear_residual(merged, mega.wh2.weight, None, h)
+
+    def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
+        """The block's output [n, D] (2.8) of y, its middle, and x, its input."""
+        c, weights = self.build.config, self.build.weight_format
+        u = self._group_norm(group_norm.layer_norm, "layer_norm", ffn.norm, y)
+        kernel = prefill_linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, weights, self.machine)
+        hidden = launch(kernel, "gate", [u, *_matrices(ffn)], fresh(y.shape[0], c.ffn_hidden_dim, dtype=self.dtype))
+        return self._linear_residual(hidden, ffn.fc2.weight, ffn.alpha, self.residual(x, y))
+
+    def _moments(self, call: Call, prefix: str, x: Tensor) -> Tensor:
+        """The moments [G, n, 2] that x [n, D] is normalized with (2.2)."""
+        kernel, averages = timestep_norm.timestep_norm_moments(self.timestep_norm), self.moments(prefix)
+        out = fresh(self.timestep_norm.groups, call.n, 2)
+        arguments = [x, call.slots, "position", *averages]
+        return call.state.update(kernel, "timestep_norm_moments", arguments, averages, [out])[0]
+
+    def _norm_ema(self, call: Call, prefix: str, mega: Mega, x: Tensor) -> list[Tensor]:
+        """u (2.2), the timestep norm of x [n, D], and u plus its moving averages (2.3), both [n, D]."""
+        norm, ema = mega.timenorm, f"{prefix}ema"
+        moments = self._moments(call, prefix, x)
+        return call.state.update(
+            norm_ema.norm_ema(self.timestep_norm, self.ema, self.dtype),
+            "norm_ema",
+            [x, norm.weight, norm.bias, mega.cema.coefficients, moments, call.slots, ema],
+            [ema],
+            [fresh(*x.shape, dtype=self.dtype), fresh(*x.shape)],
         )
-        layers = (mega.wz, mega.wr, mega.wh1)
-        z, r, h = launch_all(
-            prefill_linear.projections(c.model_dim, c.z_dim, c.value_dim, self.build.weight_format, self.machine),
-            "projections",
-            [mx, *(tensor for layer in layers for tensor in present(layer.weight, layer.bias)), x],
-            [fresh(n, c.z_dim), fresh(n, c.value_dim, dtype=self.dtype), fresh(n, c.model_dim)],
-        )
-        queries, reads = call.state.update(
-            attention_inputs.attention_inputs(
-                c.z_dim, c.num_heads, c.rope_heads, total, c.chunk_size, c.norm_eps, self.dtype, self.key_dtype
-            ),
-            "attention_inputs",
-            [z, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", keys, memory_keys],
-            [keys, memory_keys],
-            [fresh(n, 2, c.z_dim, dtype=self.dtype), fresh(n, c.z_dim, dtype=self.dtype)],
-        )
-        scores = (c.z_dim, c.num_heads, total, c.chunk_size, self.dtype, self.key_dtype, self.machine)
-        seen = [queries, call.slots, call.state["position"], call.state[keys]]
-        statistics = launch(
-            attention_scores.attention_statistics(*scores),
-            "attention_statistics",
-            seen,
-            fresh(c.num_heads, attention_scores.parts(c.chunk_size), n, 2),
-        )
-        weights = launch(
-            attention_scores.attention_weights(*scores),
-            "attention_weights",
-            [*seen, statistics],
-            fresh(c.num_heads, n, 2, attention_scores.padded(c.chunk_size), dtype=self.dtype),
-        )
-        merged = launch(
-            attention_values.attention_values(
-                c.z_dim,
-                c.value_dim,
-                c.num_heads,
-                total,
-                c.chunk_size,
-                self.dtype,
-                self.key_dtype,
-                self.value_dtype,
-                self.machine,
-            ),
-            "attention_values",
-            [
-                weights,
-                call.slots,
-                call.state["position"],
-                *(call.state[name] for name in self._values(prefix)),
-                r,
-                reads,
-                call.state[f"{prefix}{self.memory}"],
-            ],
-            fresh(n, c.value_dim, dtype=self.dtype),
-        )
-        kernel = working_memory.absorb(c.model_dim, *self._memory_shape())
-        self._absorb(call.slots, call.state, prefix, kernel, [x])
-        kernel = prefill_linear.linear_residual(c.value_dim, c.model_dim, self.build.weight_format, False, self.machine)
-        return launch(kernel, "linear_residual", [merged, mega.wh2.weight, h], fresh(n, c.model_dim))
 
     def _store_values(self, call: Call, prefix: str, wv: Module, u: Tensor) -> None:
         """Values of u [n, D] (2.4), into the cache."""
-        c, total = self.build.config, self.build.slots
-        kernel = prefill_linear.value_projection(
-            c.model_dim, c.value_dim, total, c.chunk_size, self.build.weight_format, self.value_dtype, self.machine
-        )
-        operands, values = [u, *present(wv.weight, wv.bias)], self._values(prefix)
-        if self.value_dtype == "int8":
+        c, window = self.build.config, self.window
+        kernel = projections.value_projection(c.model_dim, window, self.build.weight_format, self.machine)
+        operands, values = [u, *present(wv.weight, wv.bias)], self.values(prefix)
+        if window.scaled:
             v = launch(kernel, "value_projection", operands, fresh(call.n, c.value_dim, dtype=self.dtype))
-            kernel = value_cache.quantize_values(c.value_dim, c.num_heads, total, c.chunk_size, self.dtype)
+            kernel = value_cache.quantize_values(c.value_dim, c.num_heads, self.build.slots, c.chunk_size, self.dtype)
             call.state.update(kernel, "quantize_values", [v, call.slots, "position", *values], values)
         else:
             call.state.update(kernel, "value_projection", [*operands, call.slots, "position", *values], values)
 
-    def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
-        """The block's output [n, D] of y, its middle, and x, its input."""
-        c, n = self.build.config, y.shape[0]
-        u = launch(
-            group_norm.layer_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.dtype),
-            "layer_norm",
-            [y, *present(ffn.norm.weight, ffn.norm.bias)],
-            fresh(n, c.model_dim, dtype=self.dtype),
-        )
-        hidden = launch(
-            prefill_linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, self.build.weight_format, self.machine),
-            "gate",
-            [u, *_matrices(ffn)],
-            fresh(n, c.ffn_hidden_dim, dtype=self.dtype),
-        )
-        scaled = ffn.alpha is not None
-        kernel = prefill_linear.linear_residual(
-            c.ffn_hidden_dim, c.model_dim, self.build.weight_format, scaled, self.machine
-        )
-        residual = x if c.two_hop_residual else y
-        arguments = [hidden, ffn.fc2.weight, *present(ffn.alpha), residual]
-        return launch(kernel, "linear_residual", arguments, fresh(n, c.model_dim))
+    def _group_norm(self, factory: Callable[..., tirx.PrimFunc], hint: str, norm: Norm, x: Tensor) -> Tensor:
+        """The RMS norm (2.4) or layer norm (2.8) of x [n, D]."""
+        arguments = [x, *present(norm.weight, norm.bias)]
+        return launch(factory(self.group_norm, self.dtype), hint, arguments, fresh(*x.shape, dtype=self.dtype))
 
-    def _moments(self, call: Call, prefix: str, x: Tensor) -> Tensor:
-        """The moments [G, n, 2] that x [n, D] is normalized with (2.2)."""
-        averages = [f"{prefix}norm_mean", f"{prefix}norm_var"]
-        (moments,) = call.state.update(
-            timestep_norm.timestep_norm_moments(*self._norm_shape()),
-            "timestep_norm_moments",
-            [x, call.slots, "position", *averages],
-            averages,
-            [fresh(self.build.config.timenorm_num_groups, call.n, 2)],
+    def _projections(self, mega: Mega, mx: Tensor, x: Tensor) -> list[Tensor]:
+        """z [n, Z], r [n, E] (2.4) and h = x + wh1 mx (2.8) [n, D] of mx [n, D]."""
+        n, dim = x.shape
+        return launch_all(
+            projections.projections(self.build.config.model_dim, self.window, self.build.weight_format, self.machine),
+            "projections",
+            [mx, *(tensor for layer in (mega.wz, mega.wr, mega.wh1) for tensor in (layer.weight, layer.bias)), x],
+            [fresh(n, self.window.z_dim), fresh(n, self.window.value_dim, dtype=self.dtype), fresh(n, dim)],
         )
-        return moments
+
+    def _attention_inputs(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, z: Tensor) -> list[Tensor]:
+        """Queries [n, 2, Z] and read weights [n, Z] (2.5) of z [n, Z]; keys and memory keys, into the caches."""
+        caches = [f"{prefix}keys", f"{prefix}memory_keys"]
+        return call.state.update(
+            attention_inputs.attention_inputs(self.window, self.dtype),
+            "attention_inputs",
+            [z, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", *caches],
+            caches,
+            [fresh(call.n, 2, self.window.z_dim, dtype=self.dtype), fresh(call.n, self.window.z_dim, dtype=self.dtype)],
+        )
+
+    def _attention_weights(self, call: Call, keys: Tensor, queries: Tensor) -> Tensor:
+        """The softmax of the scores (2.6), [H, n, 2, K]."""
+        shape, heads, chunk_size = (self.window, self.dtype, self.machine), self.window.heads, self.window.chunk_size
+        arguments = [queries, call.slots, call.state["position"], keys]
+        statistics = launch(
+            attention_softmax.attention_statistics(*shape),
+            "attention_statistics",
+            arguments,
+            fresh(heads, scores.splits(chunk_size), call.n, 2),
+        )
+        return launch(
+            attention_softmax.attention_weights(*shape),
+            "attention_weights",
+            [*arguments, statistics],
+            fresh(heads, call.n, 2, scores.padded(chunk_size), dtype=self.dtype),
+        )
+
+    def _attention_values(self, call: Call, prefix: str, weights: Tensor, r: Tensor, reads: Tensor) -> Tensor:
+        """sca ⊙ r + awm (2.6, 2.7), [n, E]."""
+        values = [call.state[name] for name in self.values(prefix)]
+        memory = call.state[f"{prefix}{self.memory}"]
+        return launch(
+            attention_values.attention_values(self.window, self.dtype, self.machine),
+            "attention_values",
+            [weights, call.slots, call.state["position"], *values, r, reads, memory],
+            fresh(*r.shape, dtype=self.dtype),
+        )
+
+    def _linear_residual(self, x: Tensor, weight: Tensor, scale: Tensor | None, residual: Tensor) -> Tensor:
+        """residual [n, D] + scale ⊙ W x, of x [n, K]."""
+        inputs, outputs = (int(rows.shape[1]) for rows in (x, residual))
+        kernel = prefill_linear.linear_residual(
+            inputs, outputs, self.build.weight_format, scale is not None, self.machine
+        )
+        return launch(kernel, "linear_residual", [x, weight, *present(scale), residual], fresh(*residual.shape))
 
     # Both.
 
-    def _absorb(self, slot_ids: Tensor, state: State, prefix: str, kernel: Any, rows: list[Tensor]) -> None:
-        """What these tokens add for the memory (8c); `rows` [n, D] tell a prefill how many they are."""
+    def _absorb(self, phase: Phase, slot_ids: Tensor, state: State, prefix: str, rows: list[Tensor]) -> None:
+        """What tokens add for the memory (8c); in prefill, `rows` [n, D] tell how many they are."""
+        kernel = absorb.absorb(phase, self.build.config.model_dim, self.window)
         names = ["memory_keys", *self.build.value_tensors, "log_mass", "log_sum", "memory_sum"]
         arguments = [*rows, slot_ids, "position", *(f"{prefix}{name}" for name in names)]
         state.update(kernel, "absorb", arguments, [f"{prefix}memory_sum"])
-
-    def _memory_shape(self) -> tuple[Any, ...]:
-        c = self.build.config
-        return (
-            c.z_dim,
-            c.value_dim,
-            c.num_heads,
-            self.build.slots,
-            c.chunk_size,
-            self.key_dtype,
-            self.value_dtype,
-        )
-
-    def _values(self, prefix: str) -> list[str]:
-        return [f"{prefix}{name}" for name in self.build.value_tensors]
-
-    def _betas(self) -> tuple[float, float]:
-        return self.build.config.timenorm_beta1, self.build.config.timenorm_beta2
-
-    def _norm_shape(self) -> tuple[Any, ...]:
-        c = self.build.config
-        return c.model_dim, c.timenorm_num_groups, self.build.slots, c.chunk_size, self._betas(), c.norm_eps
 
 
 def _matrices(ffn: NormalizedFFN) -> list[Tensor]:

@@ -12,7 +12,7 @@ from gecko_mlc.config import GeckoConfig
 from gecko_mlc.formats.group_quantization import Dense, GroupLayout, WeightFormat
 from gecko_mlc.formats.library import StateTensor
 from gecko_mlc.formats.quantization import Quantization
-from gecko_mlc.tir_kernels.cuda.memory.working_memory import TILE
+from gecko_mlc.tir_kernels.cuda.memory.absorb import ABSORB_TILE
 from gecko_mlc.tir_kernels.hardware import CPU, CUDA
 from gecko_mlc.tir_kernels.phase import Phase
 
@@ -33,7 +33,7 @@ class Build(NamedTuple):
     @property
     def absorb_tile(self) -> int | None:
         """Tokens after which `absorb` is called (8c), None where `end_chunk` writes the memory."""
-        return TILE if isinstance(self.machine, CUDA) else None
+        return ABSORB_TILE if isinstance(self.machine, CUDA) else None
 
     @property
     def value_tensors(self) -> tuple[str, ...]:

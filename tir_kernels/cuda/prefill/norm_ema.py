@@ -1,4 +1,4 @@
-"""Complex exponential moving average (specification 2.3) of what the timestep decay norm gives, for CUDA.
+"""Timestep norm (specification 2.2) and complex exponential moving average (2.3) in prefill.
 
 Components are as parallel as channels, so a sequence needs no blocks of time: a thread keeps the states of a few
 components of one channel in registers and goes through all tokens in order.
@@ -7,18 +7,18 @@ components of one channel in registers and goes through all tokens in order.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import device_function
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
-
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import Expr
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import EMA, TimestepNorm
 
 # Tokens that a block has in shared memory at a time.
-TILE = 64
+TOKENS = 64
 # A component with a smaller p than this has no state.
 SMALLEST_INPUT = 1e-30
 
@@ -46,13 +46,14 @@ __device__ __forceinline__ float {name}(float* values, int part) {{
 
 
 @functools.cache
-def norm_ema(dim: int, groups: int, components: int, slots: int, dtype: str) -> tirx.PrimFunc:
+def norm_ema(norm: TimestepNorm, shape: EMA, dtype: str) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D], bias [D], coefficients [5, N, D], moments [G, n, 2], slots [1], ema [S, 2, N, D])
     → u [n, D] of `dtype`, c [n, D].
 
     Tokens of one slot in order; `moments` are those of `timestep_norm_moments`. u is their timestep norm and
     c = u + EMA, of the u before it was rounded; all but u fp32. `ema` of the slot is updated in place.
     """
+    dim, components, groups = shape.dim, shape.components, norm.groups
     size = dim // groups
     # `parts` threads of a warp share a channel: more threads are worth more than their sums cost.
     parts = 8
@@ -65,24 +66,23 @@ def norm_ema(dim: int, groups: int, components: int, slots: int, dtype: str) -> 
     # The threads of a block side by side load and normalize a tile, `width` channels each.
     width = math.gcd(size, 4)
     columns = channels // width
-    passes = TILE * columns // threads
+    passes = TOKENS * columns // threads
     rows = threads // columns
     sum_parts = _transposed_sum(parts)
     convert = narrow(dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         x_handle: T.handle,
         weight: T.Buffer((dim,), "float32"),
         bias: T.Buffer((dim,), "float32"),
         coefficients: T.Buffer((5, components, dim), "float32"),
         moments_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
-        ema: T.Buffer((slots, 2, components, dim), "float32"),
+        ema: T.Buffer((shape.slots, 2, components, dim), "float32"),
         u_handle: T.handle,
         c_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         x = T.match_buffer(x_handle, (n, dim), "float32")
         moments = T.match_buffer(moments_handle, (groups, n, 2), "float32")
@@ -90,7 +90,7 @@ def norm_ema(dim: int, groups: int, components: int, slots: int, dtype: str) -> 
         c = T.match_buffer(c_handle, (n, dim), "float32")
         bx = T.launch_thread("blockIdx.x", (dim + channels - 1) // channels)
         tx = T.launch_thread("threadIdx.x", threads)
-        tile = T.alloc_buffer((2, TILE, channels), scope="shared")
+        tile = T.alloc_buffer((2, TOKENS, channels), scope="shared")
         # Of the tile: the channels of a thread, as loaded.
         incoming = T.alloc_buffer((passes, width), scope="local")
         average = T.alloc_buffer((passes, 2), scope="local")
@@ -164,23 +164,23 @@ def norm_ema(dim: int, groups: int, components: int, slots: int, dtype: str) -> 
                 if p[j] != T.float32(0):
                     for k in T.unroll(2):
                         h[j, k] = ema[slot, k, part * held + j, bx * channels + channel] / p[j]
-        for block in T.serial((n + TILE - 1) // TILE):
-            normalize_tile(block * TILE, block % 2)
-            # The other buffer is free as well: whoever passes has left it.
+        for block in T.serial((n + TOKENS - 1) // TOKENS):
+            normalize_tile(block * TOKENS, block % 2)
+            # The other buffer is free as well: threads that pass have left it.
             T.tvm_storage_sync("shared")
-            load_tile((block + 1) * TILE)
-            for batch in T.serial((T.min(n - block * TILE, TILE) + parts - 1) // parts):
-                if block * TILE + (batch + 1) * parts <= n:
+            load_tile((block + 1) * TOKENS)
+            for batch in T.serial((T.min(n - block * TOKENS, TOKENS) + parts - 1) // parts):
+                if block * TOKENS + (batch + 1) * parts <= n:
                     for i in T.unroll(parts):
                         step(block % 2, batch * parts + i, i)
                 else:
                     for i in T.unroll(parts):
                         sums[i] = T.float32(0)
-                        if block * TILE + batch * parts + i < n:
+                        if block * TOKENS + batch * parts + i < n:
                             step(block % 2, batch * parts + i, i)
                 sums[0] = sum_parts(T.address_of(sums[0]), part)
-                if block * TILE + batch * parts + part < n and bx * channels + channel < dim:
-                    c[block * TILE + batch * parts + part, bx * channels + channel] = (
+                if block * TOKENS + batch * parts + part < n and bx * channels + channel < dim:
+                    c[block * TOKENS + batch * parts + part, bx * channels + channel] = (
                         sums[0] + tile[block % 2, batch * parts + part, channel]
                     )
         for j in T.unroll(held):
@@ -188,4 +188,4 @@ def norm_ema(dim: int, groups: int, components: int, slots: int, dtype: str) -> 
                 for k in T.unroll(2):
                     ema[slot, k, part * held + j, bx * channels + channel] = h[j, k] * p[j]
 
-    return kernel
+    return compute

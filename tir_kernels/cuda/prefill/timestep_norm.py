@@ -1,4 +1,4 @@
-"""Timestep decay norm (specification 2.2, in the bias-corrected form of 8a) of a prefill, for CUDA.
+"""Timestep decay norm (specification 2.2, in the bias-corrected form of 8a) in prefill.
 
 A block goes through all tokens of a group: with r the average before the first of them, the average after token t is
 
@@ -17,8 +17,10 @@ from gecko_mlc.tir_kernels.cuda.decayed_average import average_weight, token_cou
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import device_function, lane_sum
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
 from gecko_mlc.tir_kernels.expressions import f32
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import TimestepNorm
 
-# (value, the previous lane's share of 1, 2, 4, 8, 16 lanes' distance that is lost): a warp's inclusive sums.
+# (value, 1 − β^d at a distance d of 1, 2, 4, 8, 16 lanes): the inclusive decayed sums of a warp.
 _decayed_sums = device_function(
     "gecko_decayed_sums",
     """
@@ -35,7 +37,7 @@ __device__ __forceinline__ float gecko_decayed_sums(float value, float lost_1, f
 """,
     "float32",
 )
-# The value of the lane before; the first keeps its own.
+# (value): that of the lane before; the first keeps its own.
 _lane_before = device_function(
     "gecko_lane_before",
     """
@@ -45,40 +47,36 @@ __device__ __forceinline__ float gecko_lane_before(float value) { return __shfl_
 )
 
 
-@functools.cache
-def timestep_norm_moments(
-    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float
-) -> tirx.PrimFunc:
+def timestep_norm_moments(norm: TimestepNorm) -> tirx.PrimFunc:
     """Kernel (x [n, D], slots [1], position, mean [S, G], var [S, G]) → moments [G, n, 2].
 
     Tokens of one slot in order, all fp32: for each the average mean and 1/√(average variance + ε) of its
     norm; `mean` and `var` of the slot are updated in place.
     """
-    return _scan(dim, groups, slots, chunk_size, betas, eps, False)
+    return _scan(norm, False)
 
 
 @functools.cache
-def timestep_norm(dim: int, groups: int, dtype: str) -> tirx.PrimFunc:
+def timestep_norm(norm: TimestepNorm, dtype: str) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D], bias [D], moments [G, n, 2]) → y [n, D] of `dtype`.
 
     The norm of n tokens with the moments of `timestep_norm_moments`; the inputs are fp32.
     """
-    size = dim // groups
+    dim, size = norm.dim, norm.dim // norm.groups
     width = math.gcd(size, 4)
     convert = narrow(dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         x_handle: T.handle,
         weight: T.Buffer((dim,), "float32"),
         bias: T.Buffer((dim,), "float32"),
         moments_handle: T.handle,
         y_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         x = T.match_buffer(x_handle, (n, dim), "float32")
-        moments = T.match_buffer(moments_handle, (groups, n, 2), "float32")
+        moments = T.match_buffer(moments_handle, (norm.groups, n, 2), "float32")
         y = T.match_buffer(y_handle, (n, dim), dtype)
         row = T.launch_thread("blockIdx.x", n)
         tx = T.launch_thread("threadIdx.x", 256)
@@ -93,36 +91,34 @@ def timestep_norm(dim: int, groups: int, dtype: str) -> tirx.PrimFunc:
                 for v in T.vectorized(width):
                     y[row, d + v] = convert(values[v])
 
-    return kernel
+    return compute
 
 
-@functools.cache
-def last_timestep_norm(
-    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float
-) -> tirx.PrimFunc:
+def last_timestep_norm(norm: TimestepNorm) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D], bias [D], slots [1], position, mean [S, G], var [S, G]) → y [1, D].
 
     The norm of the last of n tokens, all fp32; `mean` and `var` of the slot are updated in place.
     """
-    return _scan(dim, groups, slots, chunk_size, betas, eps, True)
+    return _scan(norm, True)
 
 
-def _scan(
-    dim: int, groups: int, slots: int, chunk_size: int, betas: tuple[float, float], eps: float, last: bool
-) -> tirx.PrimFunc:
+@functools.cache
+def _scan(norm: TimestepNorm, last: bool) -> tirx.PrimFunc:
+    """The kernel of `last_timestep_norm`, or of `timestep_norm_moments`."""
+    dim, groups, chunk_size = norm.dim, norm.groups, norm.chunk_size
     size = dim // groups
-    beta_mean, beta_var = betas
-    # Moments of a token: `team` lanes with up to 4 vectors each, more in large groups; kept in registers.
+    beta_mean, beta_var = norm.betas
+    # Moments of a token: `lanes` with up to 4 vectors each, more in large groups; kept in registers.
     width = math.gcd(size, 4)
     vectors = size // width
-    team = min(32, 1 << (-(-vectors // 4) - 1).bit_length())
-    rounds = -(-vectors // team)
-    sum_team = lane_sum(team)
+    lanes = min(32, 1 << (-(-vectors // 4) - 1).bit_length())
+    rounds = -(-vectors // lanes)
+    sum_lanes = lane_sum(lanes)
     # Their scan: `run` successive tokens a thread, a tile at a time.
     longest = 1 << (chunk_size - 1).bit_length()
     threads = min(512, max(32, longest))
     ahead = 2 if rounds * width <= 16 else 1
-    together = threads // team * ahead
+    tokens_at_once = threads // lanes * ahead
     tile = max(threads, min(2048, longest))
     run = tile // threads
     warps = threads // 32
@@ -180,35 +176,35 @@ def _scan(
         for start in T.serial((n + tile - 1) // tile):
             tokens: T.let = T.min(n - start * tile, tile)
             # 1. Mean and variance of every token.
-            for step in T.serial((tokens + together - 1) // together):
+            for step in T.serial((tokens + tokens_at_once - 1) // tokens_at_once):
                 for a in T.unroll(ahead):
                     for r in T.unroll(rounds):
                         for v in T.vectorized(width):
                             values[a, r * width + v] = T.float32(0)
                         if (
-                            step * together + a * (threads // team) + tx // team < tokens
-                            and r * team + tx % team < vectors
+                            step * tokens_at_once + a * (threads // lanes) + tx // lanes < tokens
+                            and r * lanes + tx % lanes < vectors
                         ):
                             for v in T.vectorized(width):
                                 values[a, r * width + v] = x[
-                                    start * tile + step * together + a * (threads // team) + tx // team,
-                                    group * size + (r * team + tx % team) * width + v,
+                                    start * tile + step * tokens_at_once + a * (threads // lanes) + tx // lanes,
+                                    group * size + (r * lanes + tx % lanes) * width + v,
                                 ]
                 for a in T.unroll(ahead):
-                    t: T.let = step * together + a * (threads // team) + tx // team
+                    t: T.let = step * tokens_at_once + a * (threads // lanes) + tx // lanes
                     token[0] = T.float32(0)
                     for v in T.unroll(rounds * width):
                         token[0] = token[0] + values[a, v]
-                    token[0] = sum_team(token[0]) / T.float32(size)
+                    token[0] = sum_lanes(token[0]) / T.float32(size)
                     token[1] = T.float32(0)
                     for r in T.unroll(rounds):
-                        if r * team + tx % team < vectors:
+                        if r * lanes + tx % lanes < vectors:
                             for v in T.unroll(width):
                                 token[1] = token[1] + (values[a, r * width + v] - token[0]) * (
                                     values[a, r * width + v] - token[0]
                                 )
-                    token[1] = sum_team(token[1]) / T.float32(size)
-                    if tx % team == 0 and t < tokens:
+                    token[1] = sum_lanes(token[1]) / T.float32(size)
+                    if tx % lanes == 0 and t < tokens:
                         moments[0, t] = token[0]
                         moments[1, t] = token[1]
             T.tvm_storage_sync("shared")
@@ -228,32 +224,31 @@ def _scan(
                     if start * tile + tx * run + i == n - 1:
                         mean[slot, group] = token[0]
                         var[slot, group] = token[1]
-                    token[1] = T.float32(1) / T.sqrt(token[1] + T.float32(eps))
+                    token[1] = T.float32(1) / T.sqrt(token[1] + T.float32(norm.eps))
                     finish(start * tile + tx * run + i, token)
             if tx == threads - 1:
                 carried[0] = sums[0]
                 carried[1] = sums[1]
             T.tvm_storage_sync("shared")
 
-    # Parsing happens at definition: only the signature asked for is defined.
-    if last:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            weight: T.Buffer((dim,), "float32"),
-            bias: T.Buffer((dim,), "float32"),
-            slot_ids: T.Buffer((1,), "int32"),
-            position: T.Buffer((slots, 2), "int32"),
-            mean: T.Buffer((slots, groups), "float32"),
-            var: T.Buffer((slots, groups), "float32"),
-            y: T.Buffer((1, dim), "float32"),
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, dim), "float32")
-            group = T.launch_thread("blockIdx.x", groups)
-            tx = T.launch_thread("threadIdx.x", threads)
+    @kernel(weight=last, bias=last, moments=not last, y=last)
+    def compute(
+        x_handle: T.handle,
+        weight: T.Buffer((dim,), "float32"),
+        bias: T.Buffer((dim,), "float32"),
+        slot_ids: T.Buffer((1,), "int32"),
+        position: T.Buffer((norm.slots, 2), "int32"),
+        mean: T.Buffer((norm.slots, groups), "float32"),
+        var: T.Buffer((norm.slots, groups), "float32"),
+        moments_handle: T.handle,
+        y: T.Buffer((1, dim), "float32"),
+    ):
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, dim), "float32")
+        moments = T.match_buffer(moments_handle, (groups, n, 2), "float32")
+        group = T.launch_thread("blockIdx.x", groups)
+        tx = T.launch_thread("threadIdx.x", threads)
+        if last:
             final = T.alloc_buffer((2,), scope="shared")
 
             @T.inline
@@ -267,30 +262,13 @@ def _scan(
                 if k * threads + tx < size:
                     d: T.let = group * size + k * threads + tx
                     y[0, d] = (x[n - 1, d] - final[0]) * final[1] * (T.float32(1) + weight[d]) + bias[d]
-
-    else:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            slot_ids: T.Buffer((1,), "int32"),
-            position: T.Buffer((slots, 2), "int32"),
-            mean: T.Buffer((slots, groups), "float32"),
-            var: T.Buffer((slots, groups), "float32"),
-            moments_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, dim), "float32")
-            moments = T.match_buffer(moments_handle, (groups, n, 2), "float32")
-            group = T.launch_thread("blockIdx.x", groups)
-            tx = T.launch_thread("threadIdx.x", threads)
+        else:
 
             @T.inline
-            def finish(t, token):
+            def store(t, token):
                 for v in T.vectorized(2):
                     moments[group, t, v] = token[v]
 
-            scan(x, slot_ids[0], position, mean, var, n, group, tx, finish)
+            scan(x, slot_ids[0], position, mean, var, n, group, tx, store)
 
-    return kernel
+    return compute
