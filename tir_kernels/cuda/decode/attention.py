@@ -193,7 +193,7 @@ def attend(window: Window) -> tirx.PrimFunc:
 
         @T.inline
         def add_own_value(tile):
-            """It goes into the cache, and into the sums as it is there."""
+            """The token's value goes into the cache, and into the sums as it is cached."""
             weight[0] = numerators[present - 1]
             if quantized:
                 score[0] = T.float32(0)

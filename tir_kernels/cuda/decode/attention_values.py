@@ -37,7 +37,7 @@ class Values(NamedTuple):
     into it itself; `early` ones are on their way before the predecessor has ended. The block has `threads`, and
     `held_vectors` in dynamic shared memory.
 
-    load(values, held_values, part, head, thread, i, tile): its i-th vector into the ring, zeros if there is none.
+    load(values, held_values, part, head, thread, i, tile): its i-th vector into the ring, zeros if it has none.
     read(values, held_values, vector_bytes, value, part, head, thread, i, tile): value = that vector.
     """
 

@@ -44,7 +44,7 @@ def quantized_gemv(
 ) -> GEMV:
     """One row, with `count` weights for each output. The activations are in shared memory, and the units of codes and
     scales that are on their way. Activations that are quantized (`incoming`) may have an RMS norm, without a gain.
-    Blocks have whole tiles, or a `multiple` of so many outputs."""
+    Blocks make multiples of a tile, or of `multiple` outputs."""
     tiling = Tiling(features, extents, layout, count, norm if incoming is None else None, hardware, multiple)
     split, teams, rounds, depth, early = tiling.split, tiling.teams, tiling.rounds, tiling.depth, tiling.early
     tile_outputs, block_outputs, row_words = tiling.tile_outputs, tiling.block_outputs, tiling.row_words

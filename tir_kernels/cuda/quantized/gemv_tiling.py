@@ -25,8 +25,8 @@ DEPTH = {3: 3, 4: 4, 8: 5}
 class Tiling:
     """A team of `split` warps shares the inputs of a tile: 16 rows of a weight, or 8 of each of `count` = 2.
 
-    `norm` is the one that the kernel itself computes, of activations that it quantizes itself. Blocks have whole tiles,
-    or multiples of so many outputs.
+    `norm` is the one that the kernel itself computes, of activations that it quantizes itself. Blocks make
+    multiples of a tile, or of `multiple` outputs.
     """
 
     def __init__(
