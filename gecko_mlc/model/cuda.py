@@ -49,11 +49,11 @@ class CUDALaunches(Family):
     def __init__(self, build: Build) -> None:
         super().__init__(build)
         assert isinstance(build.machine, CUDA)
-        self.machine = build.machine
-        dtypes = build.quantization
-        self.dtype, self.key_dtype, self.value_dtype = dtypes.model_dtype, dtypes.key_dtype, dtypes.state_dtype
+        self.hardware = build.machine
+        # Activations of a prefill.
+        self.dtype = build.quantization.model_dtype
         # Reads of the memory are rounded with the keys.
-        self.memory = "memory" if self.key_dtype == "float32" else "memory_read"
+        self.memory = "memory" if self.window.key_dtype == "float32" else "memory_read"
         # What a decode multiplies.
         self.matrices = Matrices(build.weight_format, build.slots, build.machine)
 
@@ -82,7 +82,7 @@ class CUDALaunches(Family):
             self.moments("final_"),
             [fresh(call.n if decoding else 1, head.inputs)],
         )
-        matrices = Matrices(head.format, self.build.slots if decoding else 1, self.machine)
+        matrices = Matrices(head.format, self.build.slots if decoding else 1, self.hardware)
         kernel = decode_linear.head(head.inputs, head.outputs, self.build.slots, matrices)
         call.state.update(kernel, "head", [y, head.weight, call.slots, "logits"], ["logits"])
 
@@ -94,7 +94,7 @@ class CUDALaunches(Family):
             [x, norm.weight, norm.bias, self._moments(call, "final_", x)],
             fresh(call.n, head.inputs, dtype=self.dtype),
         )
-        kernel = prefill_linear.linear(head.inputs, head.outputs, head.format, self.machine)
+        kernel = prefill_linear.linear(head.inputs, head.outputs, head.format, self.hardware)
         if into is not None:
             return op.tensor_ir_inplace_op(kernel, "head", [y, head.weight, into], [2], into)
         return launch(kernel, "head", [y, head.weight], fresh(call.n, head.outputs))
@@ -244,7 +244,7 @@ class CUDALaunches(Family):
         """The block's output [n, D] (2.8) of y, its middle, and x, its input."""
         c, weights = self.build.config, self.build.weight_format
         u = self._group_norm(group_norm.layer_norm, "layer_norm", ffn.norm, y)
-        kernel = prefill_linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, weights, self.machine)
+        kernel = prefill_linear.gate(c.model_dim, c.ffn_hidden_dim, c.swiglu, weights, self.hardware)
         hidden = launch(kernel, "gate", [u, *_matrices(ffn)], fresh(y.shape[0], c.ffn_hidden_dim, dtype=self.dtype))
         return self._linear_residual(hidden, ffn.fc2.weight, ffn.alpha, self.residual(x, y))
 
@@ -269,12 +269,14 @@ class CUDALaunches(Family):
 
     def _store_values(self, call: Call, prefix: str, wv: Module, u: Tensor) -> None:
         """Values of u [n, D] (2.4), into the cache."""
-        c, window = self.build.config, self.window
-        kernel = projections.value_projection(c.model_dim, window, self.build.weight_format, self.machine)
+        window = self.window
+        kernel = projections.value_projection(
+            self.build.config.model_dim, window, self.build.weight_format, self.hardware
+        )
         operands, values = [u, *present(wv.weight, wv.bias)], self.values(prefix)
         if window.scaled:
-            v = launch(kernel, "value_projection", operands, fresh(call.n, c.value_dim, dtype=self.dtype))
-            kernel = value_cache.quantize_values(c.value_dim, c.num_heads, self.build.slots, c.chunk_size, self.dtype)
+            v = launch(kernel, "value_projection", operands, fresh(call.n, window.value_dim, dtype=self.dtype))
+            kernel = value_cache.quantize_values(window, self.dtype)
             call.state.update(kernel, "quantize_values", [v, call.slots, "position", *values], values)
         else:
             call.state.update(kernel, "value_projection", [*operands, call.slots, "position", *values], values)
@@ -288,7 +290,7 @@ class CUDALaunches(Family):
         """z [n, Z], r [n, E] (2.4) and h = x + wh1 mx (2.8) [n, D] of mx [n, D]."""
         n, dim = x.shape
         return launch_all(
-            projections.projections(self.build.config.model_dim, self.window, self.build.weight_format, self.machine),
+            projections.projections(self.build.config.model_dim, self.window, self.build.weight_format, self.hardware),
             "projections",
             [mx, *(tensor for layer in (mega.wz, mega.wr, mega.wh1) for tensor in (layer.weight, layer.bias)), x],
             [fresh(n, self.window.z_dim), fresh(n, self.window.value_dim, dtype=self.dtype), fresh(n, dim)],
@@ -307,7 +309,7 @@ class CUDALaunches(Family):
 
     def _attention_weights(self, call: Call, keys: Tensor, queries: Tensor) -> Tensor:
         """The softmax of the scores (2.6), [H, n, 2, K]."""
-        shape, heads, chunk_size = (self.window, self.dtype, self.machine), self.window.heads, self.window.chunk_size
+        shape, heads, chunk_size = (self.window, self.dtype, self.hardware), self.window.heads, self.window.chunk_size
         arguments = [queries, call.slots, call.state["position"], keys]
         statistics = launch(
             attention_softmax.attention_statistics(*shape),
@@ -327,7 +329,7 @@ class CUDALaunches(Family):
         values = [call.state[name] for name in self.values(prefix)]
         memory = call.state[f"{prefix}{self.memory}"]
         return launch(
-            attention_values.attention_values(self.window, self.dtype, self.machine),
+            attention_values.attention_values(self.window, self.dtype, self.hardware),
             "attention_values",
             [weights, call.slots, call.state["position"], *values, r, reads, memory],
             fresh(*r.shape, dtype=self.dtype),
@@ -337,7 +339,7 @@ class CUDALaunches(Family):
         """residual [n, D] + scale ⊙ W x, of x [n, K]."""
         inputs, outputs = (int(rows.shape[1]) for rows in (x, residual))
         kernel = prefill_linear.linear_residual(
-            inputs, outputs, self.build.weight_format, scale is not None, self.machine
+            inputs, outputs, self.build.weight_format, scale is not None, self.hardware
         )
         return launch(kernel, "linear_residual", [x, weight, *present(scale), residual], fresh(*residual.shape))
 

@@ -16,20 +16,21 @@ multiplies codes has rows of activations that norm_ema, merge and gate have quan
 
 Prefill, n tokens of one slot, is these kernels a layer:
 
-    timestep_norm_moments   prefill/timestep_norm.py      mean and scale of every token's groups
-    norm_ema                prefill/norm_ema.py           u and c
-    value_projection        prefill/linear.py             v of u, into the cache; state/value_cache.py makes codes of it
-    rms_norm                prefill/group_norm.py         mx of c
-    projections             prefill/linear.py             z, r and h of mx
-    attention_inputs        prefill/attention_inputs.py   queries, keys and reads of z
-    attention_statistics    prefill/attention_scores.py   of the softmax, then `attention_weights`
-    attention_values        prefill/attention_values.py   weights times values, times r, and the memory's read
-    absorb                  memory/                       what the tokens add to the memory's sums
-    linear_residual         prefill/linear.py             y
+    timestep_norm_moments   prefill/timestep_norm.py       mean and scale of every token's groups
+    norm_ema                prefill/norm_ema.py            u and c
+    value_projection        prefill/projections.py         v of u, into the cache; int8: state/value_cache.py quantizes
+    rms_norm                prefill/group_norm.py          mx of c
+    projections             prefill/projections.py         z, r and h of mx
+    attention_inputs        prefill/attention_inputs.py    queries, keys and read weights of z
+    attention_statistics    prefill/attention_softmax.py   maxima and sums of the scores of scores.py
+    attention_weights       prefill/attention_softmax.py   their softmax
+    attention_values        prefill/attention_values.py    weights times values, times r, and the memory's read
+    absorb                  memory/absorb.py               what the tokens add to the memory's sums
+    linear_residual         prefill/linear.py              y
     layer_norm              prefill/group_norm.py
-    gate, linear_residual   prefill/linear.py             the FFN
+    gate, linear_residual   prefill/linear.py              the FFN
 
 with matrix products of gemm/. state/ has what a slot's life is: slots.py, sampling.py and score.py; memory/ has the
-write of the working memory at the end of a chunk. ptx/ are instructions as device functions, decayed_average.py is what
+write of the working memory when a chunk ends. ptx/ are instructions as device functions, decayed_average.py is what
 both timestep norms share.
 """

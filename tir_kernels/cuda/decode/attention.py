@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.value_cache import code_of, inverse_of, scale_of
 from gecko_mlc.tir_kernels.cuda.decode.attention_scores import cached_scores
-from gecko_mlc.tir_kernels.cuda.decode.attention_values import cached_values
+from gecko_mlc.tir_kernels.cuda.decode.attention_values import Thread, cached_values
 from gecko_mlc.tir_kernels.cuda.decode.attention_window import (
     BLOCKS_PER_SM,
     SHORTEST,
@@ -121,7 +121,7 @@ def attend(window: Window) -> tirx.PrimFunc:
         vector_bytes = T.alloc_buffer((4,), "uint32", scope="local")
         value = T.alloc_buffer((width,), scope="local")
         own_value = T.alloc_buffer((cache.tiles, width), scope="local")
-        value_readeralue = T.alloc_buffer((width,), value_dtype, scope="local")
+        cached_value = T.alloc_buffer((width,), value_dtype, scope="local")
         score = T.alloc_buffer((1,), scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         weight = T.alloc_buffer((1,), scope="local")
@@ -152,6 +152,7 @@ def attend(window: Window) -> tirx.PrimFunc:
         # Those that are in the cache: the token itself is not.
         cached: T.let = T.min(length, visible - 1 - first)
         has_token: T.let = first + present == visible
+        thread = T.meta_var(Thread(tx, column, group))
         part = T.meta_var(Part(slot, parity, previous, first, cached))
 
         @T.inline
@@ -192,7 +193,7 @@ def attend(window: Window) -> tirx.PrimFunc:
 
         @T.inline
         def add_own_value(tile):
-            """It goes into the cache, and into the sums as it is there."""
+            """The token's value goes into the cache, and into the sums as it is cached."""
             weight[0] = numerators[present - 1]
             if quantized:
                 score[0] = T.float32(0)
@@ -204,19 +205,19 @@ def attend(window: Window) -> tirx.PrimFunc:
                 score[0] = inverse_of(score[0])
             if group == 0 and tile * columns + column < vectors:
                 for v in T.unroll(width):
-                    value_readeralue[v] = convert_value(own_value[tile, v], score[0])
+                    cached_value[v] = convert_value(own_value[tile, v], score[0])
                 for v in T.vectorized(width):
                     values[slot, parity, offset, head * value_size + (tile * columns + column) * width + v] = (
-                        value_readeralue[v]
+                        cached_value[v]
                     )
                 for v in T.unroll(width):
-                    sums[v] = sums[v] + weight[0] * load_cached(value_readeralue, v)
+                    sums[v] = sums[v] + weight[0] * load_cached(cached_value, v)
 
         # Keys and values of earlier tokens arrive while the predecessor ends.
         if present > 0:
-            scorer.load(keys, held_keys, part, head, tx, 0)
+            scorer.load(keys, held_keys, part, first_feature, tx, 0)
             for i in T.unroll(cache.early):
-                cache.load(values, held_values, part, head, tx, i, 0)
+                cache.load(values, held_values, part, head, thread, i, 0)
             if quantized:
                 for i in T.unroll(scale_rounds):
                     if i * threads + tx < cached:
@@ -225,7 +226,7 @@ def attend(window: Window) -> tirx.PrimFunc:
         wait_for_predecessor()
         if present > 0:
             for i in T.unroll(cache.ring - cache.early if cache.streamed else 0):
-                cache.load(values, held_values, part, head, tx, cache.early + i, 0)
+                cache.load(values, held_values, part, head, thread, cache.early + i, 0)
             # 1. The query; in the part with the token itself its key and memory key too.
             _normalize(scale, z, row, first_feature, size, window.eps, lane)
             for k in T.unroll(pair_rounds):
@@ -253,7 +254,7 @@ def attend(window: Window) -> tirx.PrimFunc:
 
             # 2. Scores.
             scorer.hold(query, held_query, tx)
-            scorer.compute(keys, held_keys, held_query, score, scores, part, head, tx)
+            scorer.compute(keys, held_keys, held_query, score, scores, part, first_feature, tx)
             if has_token and tx < 32:
                 score[0] = T.float32(0)
                 for k in T.unroll((size + 31) // 32):
@@ -302,18 +303,18 @@ def attend(window: Window) -> tirx.PrimFunc:
             for tile in T.unroll(cache.tiles):
                 if tile > 0:
                     for i in T.unroll(cache.ring if cache.streamed else 0):
-                        cache.load(values, held_values, part, head, tx, i, tile)
+                        cache.load(values, held_values, part, head, thread, i, tile)
                 for v in T.unroll(width):
                     sums[v] = T.float32(0)
                 for i in T.serial((cached + groups - 1) // groups):
-                    cache.read(values, held_values, vector_bytes, value, part, head, tx, i, tile)
+                    cache.read(values, held_values, vector_bytes, value, part, head, thread, i, tile)
                     weight[0] = T.if_then_else(
                         i * groups + group < cached, factors[T.min(i * groups + group, longest - 1)], T.float32(0)
                     )
                     for v in T.unroll(width):
                         sums[v] = sums[v] + weight[0] * value[v]
                     if cache.streamed:
-                        cache.load(values, held_values, part, head, tx, i + cache.ring, tile)
+                        cache.load(values, held_values, part, head, thread, i + cache.ring, tile)
                 if has_token:
                     add_own_value(tile)
                 if groups > 1:

@@ -17,10 +17,10 @@ LOADS = 8
 class Scores(NamedTuple):
     """Inlines, and the registers that they need: queries [2, rounds, width], keys [loads, rounds, width].
 
-    load(keys, held_keys, part, head, tx, j0): cached keys from the part's position j0 on.
+    load(keys, held_keys, part, first_feature, tx, j0): a head's cached keys from the part's position j0 on.
     hold(query, held_query, tx): a lane's features of the queries for the own and for the previous chunk.
-    compute(keys, held_keys, held_query, score, scores, part, head, tx): scores of all cached positions, of which the
-    first keys have been loaded.
+    compute(keys, held_keys, held_query, score, scores, part, first_feature, tx): scores of all cached positions, of
+    which the first keys have been loaded.
     """
 
     loads: int
@@ -44,7 +44,7 @@ def cached_scores(window: Window, threads: int, longest: int) -> Scores:
     widen, sum_lanes = loader(window.key_dtype), lane_sum(lanes)
 
     @T.inline
-    def load(keys, held_keys, part, head, tx, j0):
+    def load(keys, held_keys, part, first_feature, tx, j0):
         for i in T.unroll(loads):
             if j0 + i * keys_at_once + tx // lanes < part.cached:
                 k: T.let = part.first + j0 + i * keys_at_once + tx // lanes
@@ -55,7 +55,7 @@ def cached_scores(window: Window, threads: int, longest: int) -> Scores:
                                 part.slot,
                                 part.buffer(k),
                                 part.offset(k),
-                                head * size + (r * lanes + tx % lanes) * width + v,
+                                first_feature + (r * lanes + tx % lanes) * width + v,
                             ]
 
     @T.inline
@@ -67,10 +67,10 @@ def cached_scores(window: Window, threads: int, longest: int) -> Scores:
                         held_query[chunk, r, v] = query[chunk, (r * lanes + tx % lanes) * width + v]
 
     @T.inline
-    def compute(keys, held_keys, held_query, score, scores, part, head, tx):
+    def compute(keys, held_keys, held_query, score, scores, part, first_feature, tx):
         for step in T.serial((part.cached + keys_at_once * loads - 1) // (keys_at_once * loads)):
             if step > 0:
-                load(keys, held_keys, part, head, tx, step * keys_at_once * loads)
+                load(keys, held_keys, part, first_feature, tx, step * keys_at_once * loads)
             for i in T.unroll(loads):
                 j: T.let = (step * loads + i) * keys_at_once + tx // lanes
                 score[0] = T.float32(0)

@@ -13,12 +13,21 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     wait_copies,
     widen_vector,
 )
+from gecko_mlc.tir_kernels.expressions import Expr
 from gecko_mlc.tir_kernels.hardware import USUAL_SHARED_BYTES
 from gecko_mlc.tir_kernels.shapes import Window
 
 THREADS = 256
 # Vectors that a thread has on their way at a time: of codes fewer, for three blocks to fit.
 VALUES, CODES = 16, 12
+
+
+class Thread(NamedTuple):
+    """A thread: it has vectors `column` of a tile, of every position that its `group` has."""
+
+    tx: Expr
+    column: Expr
+    group: Expr
 
 
 class Values(NamedTuple):
@@ -28,8 +37,8 @@ class Values(NamedTuple):
     into it itself; `early` ones are on their way before the predecessor has ended. The block has `threads`, and
     `held_vectors` in dynamic shared memory.
 
-    load(values, held_values, part, head, tx, i, tile): a thread's i-th vector into the ring, zeros if there is none.
-    read(values, held_values, vector_bytes, value, part, head, tx, i, tile): value = that vector.
+    load(values, held_values, part, head, thread, i, tile): its i-th vector into the ring, zeros if it has none.
+    read(values, held_values, vector_bytes, value, part, head, thread, i, tile): value = that vector.
     """
 
     width: int
@@ -62,35 +71,37 @@ def cached_values(window: Window) -> Values:
     widen, widened = widen_vector(dtype), math.gcd(width, 4)
 
     @T.inline
-    def load(values, held_values, part, head, tx, i, tile):
-        j: T.let = i * groups + tx // columns
+    def load(values, held_values, part, head, thread, i, tile):
+        j: T.let = i * groups + thread.group
         k: T.let = part.first + T.min(j, T.max(part.cached - 1, 0))
         copy_16_if(
-            T.address_of(held_values[(i % ring * threads + tx) * width]),
+            T.address_of(held_values[(i % ring * threads + thread.tx) * width]),
             T.address_of(
                 values[
                     part.slot,
                     part.buffer(k),
                     part.offset(k),
-                    head * size + T.min(tile * columns + tx % columns, vectors - 1) * width,
+                    head * size + T.min(tile * columns + thread.column, vectors - 1) * width,
                 ]
             ),
-            T.Cast("int32", tirx.all(j < part.cached, tile * columns + tx % columns < vectors, tx // columns < groups)),
+            T.Cast("int32", tirx.all(j < part.cached, tile * columns + thread.column < vectors, thread.group < groups)),
         )
         commit_copies()
 
     @T.inline
-    def read(values, held_values, vector_bytes, value, part, head, tx, i, tile):
+    def read(values, held_values, vector_bytes, value, part, head, thread, i, tile):
         if streamed:
             wait_copies(ring - 1)
-            load_registers(T.address_of(vector_bytes[0]), T.address_of(held_values[(i % ring * threads + tx) * width]))
+            load_registers(
+                T.address_of(vector_bytes[0]), T.address_of(held_values[(i % ring * threads + thread.tx) * width])
+            )
             for p in T.unroll(width // widened):
                 widen(T.address_of(value[p * widened]), T.address_of(vector_bytes[p * (4 * widened // width)]))
         else:
-            k: T.let = part.first + i * groups + tx // columns
+            k: T.let = part.first + i * groups + thread.group
             for v in T.unroll(width):
                 value[v] = T.float32(0)
-            if k < part.first + part.cached and tile * columns + tx % columns < vectors and tx // columns < groups:
+            if k < part.first + part.cached and tile * columns + thread.column < vectors and thread.group < groups:
                 for v in T.unroll(width):
                     value[v] = T.Cast(
                         "float32",
@@ -98,7 +109,7 @@ def cached_values(window: Window) -> Values:
                             part.slot,
                             part.buffer(k),
                             part.offset(k),
-                            head * size + (tile * columns + tx % columns) * width + v,
+                            head * size + (tile * columns + thread.column) * width + v,
                         ],
                     )
 

@@ -23,11 +23,11 @@ def dot_gemv(features: int, extents: tuple[int, ...], dtype: str, count: int, no
     vectors = features // width
     split = min(WARPS, 1 << (divide(vectors, 32) - 1).bit_length())
     chunks = divide(vectors, 32 * split)
-    groups = WARPS // split
-    # Outputs of a group of warps at a time; a small matrix gives every warp of the GPU something to do.
-    outputs = max(1, min(LOADS // (chunks * count), sum(extents) * count // (BLOCKS * groups)))
-    batches = max(1, OUTPUTS // (groups * outputs))
-    block_outputs = batches * groups * outputs
+    teams = WARPS // split
+    # Outputs of a team of warps at a time; a small matrix gives every warp of the GPU something to do.
+    outputs = max(1, min(LOADS // (chunks * count), sum(extents) * count // (BLOCKS * teams)))
+    batches = max(1, OUTPUTS // (teams * outputs))
+    block_outputs = batches * teams * outputs
     exact = vectors == chunks * 32 * split
     # Values that are widened at a time; registers of a vector: its bytes, or its values one by one.
     part = math.gcd(width, 4)
@@ -69,7 +69,7 @@ def dot_gemv(features: int, extents: tuple[int, ...], dtype: str, count: int, no
         sums = T.alloc_buffer((count * outputs,), scope="local")
         result = T.alloc_buffer((count,), scope="local")
         share: T.let = tx // 32 % split
-        group: T.let = tx // 32 // split
+        team: T.let = tx // 32 // split
         first: T.let = block.index * block_outputs
         end: T.let = extents[block.matrix]
 
@@ -88,7 +88,7 @@ def dot_gemv(features: int, extents: tuple[int, ...], dtype: str, count: int, no
 
         @T.inline
         def load(batch, w, r, c):
-            o: T.let = first + (batch * groups + group) * outputs + r
+            o: T.let = first + (batch * teams + team) * outputs + r
             wanted: T.let = tirx.all(batch < batches, o < end, present(tx, c))
             at: T.let = ((w * outputs + r) * chunks + c) * registers
             if w == 0:
@@ -151,7 +151,7 @@ def dot_gemv(features: int, extents: tuple[int, ...], dtype: str, count: int, no
             if tx % 32 == 0:
                 for w in T.unroll(count):
                     for r in T.unroll(outputs):
-                        scratch[partial + (w * block_outputs + (n * groups + group) * outputs + r) * split + share] = (
+                        scratch[partial + (w * block_outputs + (n * teams + team) * outputs + r) * split + share] = (
                             sums[w * outputs + r]
                         )
         T.tvm_storage_sync("shared")

@@ -29,8 +29,8 @@ def gemv(
     """The GEMV with weights [extent, features] of some extents, each with a second one if `count` is 2.
 
     Several rows go through the tensor cores where weights stand for numbers of 16 bits, and are rounded to them. Rows
-    may be quantized already (`incoming`), and blocks have whole vectors of `outgoing` ones. Raises `ValueError` if
-    there are too many inputs.
+    may be quantized already (`incoming`), and blocks make multiples of a vector of `outgoing` ones. Raises `ValueError`
+    if a matrix has more than `MAX_INPUTS` inputs.
     """
     weights, rows = matrices.weights, matrices.rows
     if features > MAX_INPUTS:
@@ -46,8 +46,8 @@ def gemv(
 
 
 def quantized_output(features: int, matrices: Matrices, count: int) -> QuantizedRow | None:
-    """How a GEMV's outputs, of `count` weights each, are quantized. None where they are not, or where blocks of whole
-    vectors would have more of them to do than others."""
+    """How a GEMV's outputs, of `count` weights each, are quantized. None where they are not, or where blocks
+    that make multiples of a vector would have more to do than others."""
     outgoing = quantized_row(features, features, matrices.weights, matrices.rows)
     if outgoing is None:
         return None

@@ -182,7 +182,7 @@ __device__ __forceinline__ void gecko_store_registers(void* destination, const v
 def widen_vector(dtype: str) -> device_function:
     """(values[4] fp32, registers): the values in the bytes of four of `dtype`."""
     # Two bfloat16 are the upper halves of two fp32, a byte is put at the end of the mantissa of 2²³: conversions of
-    # integers are slow. Packed until here, values take half the registers, or a quarter.
+    # integers are slow. Packed until they are widened, values take half the registers, or a quarter.
     body = {
         "int8": """unsigned bytes = registers[0] ^ 0x80808080u;
 #pragma unroll

@@ -44,9 +44,9 @@ def quantized_gemv(
 ) -> GEMV:
     """One row, with `count` weights for each output. The activations are in shared memory, and the units of codes and
     scales that are on their way. Activations that are quantized (`incoming`) may have an RMS norm, without a gain.
-    Blocks have whole tiles, or a `multiple` of so many outputs."""
+    Blocks make multiples of a tile, or of `multiple` outputs."""
     tiling = Tiling(features, extents, layout, count, norm if incoming is None else None, hardware, multiple)
-    split, groups, rounds, depth, early = tiling.split, tiling.groups, tiling.rounds, tiling.depth, tiling.early
+    split, teams, rounds, depth, early = tiling.split, tiling.teams, tiling.rounds, tiling.depth, tiling.early
     tile_outputs, block_outputs, row_words = tiling.tile_outputs, tiling.block_outputs, tiling.row_words
     group_vectors, unit_chunks, chunks = tiling.group_vectors, tiling.unit_chunks, tiling.chunks
     scale_size, vector_elements = tiling.scale_size, tiling.vector_elements
@@ -82,11 +82,11 @@ def quantized_gemv(
         squares = T.alloc_buffer((max(1, squares_rounds),), scope="local")
         lane: T.let = tx % 32
         share: T.let = tx // 32 % split
-        group: T.let = tx // 32 // split
+        team: T.let = tx // 32 // split
         # The block's outputs.
         begin: T.let = tiling.first_output(block.index, block.matrix)
         stop: T.let = T.min(tiling.first_output(block.index + 1, block.matrix), extents[block.matrix])
-        steps: T.let = (stop - begin + groups * tile_outputs - 1) // (groups * tile_outputs) * rounds
+        steps: T.let = (stop - begin + teams * tile_outputs - 1) // (teams * tile_outputs) * rounds
         # Places are variables: TVM would write their formulas into every use.
         own = T.alloc_buffer((1,), "int32", scope="local")
         slot = T.alloc_buffer((1,), "int32", scope="local")
@@ -102,7 +102,7 @@ def quantized_gemv(
         @T.inline
         def copy_rows(source, s, line):
             """A lane's vectors of 8 rows, four by four."""
-            first: T.let = begin + (s // rounds * groups + group) * tile_outputs
+            first: T.let = begin + (s // rounds * teams + team) * tile_outputs
             for q in T.unroll(2):
                 copy_16_if(
                     T.address_of(shared[slot[0] + codes_to[0] + (line + q * ROWS) * UNIT * vector_elements]),
@@ -117,7 +117,7 @@ def quantized_gemv(
         @T.inline
         def copy_scales(source, s, line):
             """Of 8 rows, or of all of a tile's."""
-            first: T.let = begin + (s // rounds * groups + group) * tile_outputs
+            first: T.let = begin + (s // rounds * teams + team) * tile_outputs
             if lane // scale_lanes // tile_outputs == line // tile_outputs and lane // scale_lanes < TILE:
                 copy_part(
                     T.address_of(shared[slot[0] + unit_codes + lane * (scale_part // scale_size)]),
@@ -156,9 +156,9 @@ def quantized_gemv(
         @T.inline
         def start_copies():
             own[0] = tiling.ring + tx // 32 * depth * unit_values
-            codes_from[0] = (begin + group * tile_outputs + lane // 8) * row_words + (share * UNIT + lane % 8) * 4
+            codes_from[0] = (begin + team * tile_outputs + lane // 8) * row_words + (share * UNIT + lane % 8) * 4
             scales_from[0] = (
-                (begin + group * tile_outputs + lane // scale_lanes % tile_outputs) * row_words
+                (begin + team * tile_outputs + lane // scale_lanes % tile_outputs) * row_words
                 + tiling.offset
                 + (share * scale_lanes + lane % scale_lanes) * (scale_part // 4)
             )
@@ -230,12 +230,12 @@ def quantized_gemv(
 
         @T.inline
         def store_totals(s):
-            """The group's share of a tile's outputs, upper and lower bytes added, into scratch."""
+            """The team's share of a tile's outputs, upper and lower bytes added, into scratch."""
             for line in T.unroll(2):
                 totals[line] = lane_sum(4)(totals[line] * T.Select(lane % 4 < 2, T.float32(UPPER), T.float32(1)))
             if lane % 4 == 0:
                 for line in T.unroll(2):
-                    o: T.let = (s // rounds * groups + group) * tile_outputs + line * 8 % tile_outputs + lane // 4
+                    o: T.let = (s // rounds * teams + team) * tile_outputs + line * 8 % tile_outputs + lane // 4
                     if o < block_outputs:
                         scratch[tiling.partial + (line * 8 // tile_outputs * block_outputs + o) * split + share] = (
                             totals[line]

@@ -32,8 +32,8 @@ def quantization(features: int, tiling: Tiling, norm: NormPrologue | None) -> Qu
     part, size, portions = tiling.part, tiling.portion_size, tiling.portions
     single_group = norm is not None and norm.groups == 1
     compute_moments = group_moments(features, 1, norm) if norm is not None else None
-    # Groups of warps have the same rows: their sums are so many times as large.
-    normalize = normalize_row(features * tiling.groups, norm, portions * size, WARPS) if norm is not None else None
+    # Teams have the same rows: their sums are so many times as large.
+    normalize = normalize_row(features * tiling.teams, norm, portions * size, WARPS) if norm is not None else None
     quantize_one = quantize_portion(tiling.layout)
 
     @T.inline

@@ -23,10 +23,10 @@ DEPTH = {3: 3, 4: 4, 8: 5}
 
 
 class Tiling:
-    """Groups of `split` warps share the inputs of a tile: 16 rows of a weight, or 8 of each of `count` = 2.
+    """A team of `split` warps shares the inputs of a tile: 16 rows of a weight, or 8 of each of `count` = 2.
 
-    `norm` is the one that the kernel itself computes, of activations that it quantizes itself. Blocks have whole tiles,
-    or multiples of so many outputs.
+    `norm` is the one that the kernel itself computes, of activations that it quantizes itself. Blocks make
+    multiples of a tile, or of `multiple` outputs.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Tiling:
         self.codes = 4 * layout.codes_per_word
         units, self.tile_outputs = divide(self.vectors, UNIT), TILE // count
         self.split = min(WARPS, 1 << (units - 1).bit_length())
-        self.groups, self.rounds = WARPS // self.split, divide(units, self.split)
+        self.teams, self.rounds = WARPS // self.split, divide(units, self.split)
         # A block's outputs are a share of all `granules` of so many outputs.
-        self.blocks = share_blocks([divide(extent, self.groups * self.tile_outputs) for extent in extents])
+        self.blocks = share_blocks([divide(extent, self.teams * self.tile_outputs) for extent in extents])
         self.granule = multiple or self.tile_outputs
         self.granules = [divide(extent, self.granule) for extent in extents]
         most = max(divide(extent, number) for extent, number in zip(self.granules, self.blocks, strict=True))
@@ -78,7 +78,7 @@ class Tiling:
         self.scratch = self.partial + count * self.block_outputs * self.split
         half = (hardware.shared_memory - 1024) // 2
         room = half - self.ring * self.scale_size - 4 * self.scratch
-        most_units = divide(self.block_outputs, self.tile_outputs * self.groups) * self.rounds
+        most_units = divide(self.block_outputs, self.tile_outputs * self.teams) * self.rounds
         fitting = room // (WARPS * self.unit_values * self.scale_size)
         self.depth = max(1, min(DEPTH[layout.code_bits], most_units, fitting))
         self.early = max(1, min(self.depth, most_units // 2))
@@ -89,8 +89,8 @@ class Tiling:
 
         # In memory: words of a row, and where its scales begin.
         self.offset, self.row_words = layout.scale_offset(features), layout.shape(1, features)[1]
-        # From a round's codes to the next one's, and from a tile's to the next of the group of warps.
-        self.round_words, self.tile_words = self.split * UNIT * 4, self.groups * self.tile_outputs * self.row_words
+        # From a round's codes to the next one's, and from a tile's to the next of the team.
+        self.round_words, self.tile_words = self.split * UNIT * 4, self.teams * self.tile_outputs * self.row_words
         self.round_scales = self.split * self.scale_bytes // 4
 
         # Portions of codes whose activations a thread quantizes, for its own warp, and loads of them.

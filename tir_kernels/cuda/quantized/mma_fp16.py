@@ -1,6 +1,6 @@
-"""Codes for products with several rows of activations on the tensor cores, for CUDA: in pairs as they lie in their
-words, one in each half, which the activations are brought in the order of. The weights are scaled: there are fewer than
-sums.
+"""Codes for GEMVs of several rows on the tensor cores, for CUDA: dequantized to fp16 in pairs as they lie in their
+words, one in each half. The activations are stored in the order of the pairs. The weights are scaled: there are fewer
+than sums.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Codes for products with one row of activations on the tensor cores, for CUDA: as bytes, in their words' order."""
+"""Codes for GEMVs of one row on the tensor cores, for CUDA: multiplied as bytes, in the order of their words."""
 
 import functools
 

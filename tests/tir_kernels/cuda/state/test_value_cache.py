@@ -10,6 +10,7 @@ from support.launch_cuda import launch_cuda
 
 from gecko_mlc.tir_kernels.cuda.state.value_cache import quantize_values
 from gecko_mlc.tir_kernels.oracles.value_cache import oracle
+from gecko_mlc.tir_kernels.shapes import Window
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,8 @@ def test_quantize_values(value_dim: int, heads: int, dtype: str) -> None:
     v[1, : value_dim // heads] = 0
     v = v.astype(dtype)
     codes, scales = np.full((2, 2, 6, value_dim), 99, np.int8), np.full((2, 2, 6, heads), np.nan, np.float32)
-    launch_cuda(quantize_values(value_dim, heads, 2, 6, dtype), v, ints(slot), position, codes, scales)
+    window = Window(0, value_dim, heads, 0, chunk_size=6, slots=2, eps=0.0, key_dtype=dtype, value_dtype="int8")
+    launch_cuda(quantize_values(window, dtype), v, ints(slot), position, codes, scales)
     expected = oracle(v.astype(np.float32), heads)
     np.testing.assert_array_equal(codes[slot, 1, 2:5], expected[0])
     np.testing.assert_array_equal(scales[slot, 1, 2:5], expected[1])
