@@ -8,8 +8,13 @@ import pytest
 from support.launch import cached_values, floats, ints
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cuda.memory import working_memory
-from gecko_mlc.tir_kernels.oracles import working_memory as cpu
+from gecko_mlc.tir_kernels.cuda.memory.absorb import ABSORB_TILE, absorb
+from gecko_mlc.tir_kernels.cuda.memory.start_chunk import start_chunk
+from gecko_mlc.tir_kernels.cuda.memory.update import update
+from gecko_mlc.tir_kernels.cuda.memory.write import write
+from gecko_mlc.tir_kernels.oracles.working_memory import write_oracle
+from gecko_mlc.tir_kernels.phase import Phase
+from gecko_mlc.tir_kernels.shapes import Window
 
 DIM, SLOTS = 8, 4
 # Of the memory, relative to its largest element: as far as two neighbours of the caches' dtype are apart.
@@ -31,14 +36,16 @@ PRECISION = {"float32": 2e-6, "float16": 2**-10, "bfloat16": 2**-7}
         (36, 42, 3, 16, "float16", "int8"),
     ],
 )
-def test_write(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str, value_dtype: str) -> None:
+def test_absorbed_tokens_are_what_whole_chunks_write(
+    z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: str, value_dtype: str
+) -> None:
     """Slots at different phases, in random pieces and steps: the memory is what whole chunks give.
 
     What was not written is NaN: the memory before its first write, its sums, and all positions that do not exist.
     """
     rng, size, value_size = np.random.default_rng(1), z_dim // heads, value_dim // heads
-    shape = z_dim, value_dim, heads, SLOTS, chunk_size, dtype, value_dtype
-    step, piece = working_memory.absorb_step(*shape), working_memory.absorb(DIM, *shape)
+    shape = Window(z_dim, value_dim, heads, 1, chunk_size, SLOTS, 1e-5, dtype, value_dtype)
+    step, piece = (absorb(phase, DIM, shape) for phase in (Phase.DECODE, Phase.PREFILL))
     position = np.zeros((SLOTS, 2), np.int32)
     keys, values = (np.full((SLOTS, 2, chunk_size, f), np.nan, np.float32) for f in (z_dim, value_dim))
     keys, (caches, window) = keys.astype(dtype), cached_values(values, heads, value_dtype)
@@ -62,19 +69,17 @@ def test_write(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: s
     def end_chunk(slots: list[int]) -> None:
         ids = ints(*slots)
         current = memory if dtype == "float32" else memory_read
-        launch_cuda(working_memory.update(z_dim, value_dim, heads, SLOTS, dtype), ids, position, current, memory_sum)
+        launch_cuda(update(shape), ids, position, current, memory_sum)
         launch_cuda(
-            working_memory.write(z_dim, value_dim, heads, SLOTS, dtype),
+            write(shape),
             ids, position, log_mass, memory_sum, log_norm, memory, *([] if dtype == "float32" else [memory_read]),
         )  # fmt: skip
-        launch_cuda(
-            working_memory.start_chunk(z_dim, heads, SLOTS, chunk_size, dtype), ids, position, keys, log_mass, log_sum
-        )
+        launch_cuda(start_chunk(shape), ids, position, keys, log_mass, log_sum)
         for slot in slots:
             chunk = position[slot, 0]
             if chunk >= 1:
                 ak = keys[slot, 1 - chunk % 2].astype(float)
-                expected[slot] = cpu.write_oracle(ak, window[slot, 1 - chunk % 2], *expected[slot])
+                expected[slot] = write_oracle(ak, window[slot, 1 - chunk % 2], *expected[slot])
                 new, total = expected[slot]
                 np.testing.assert_allclose(memory[slot], new, rtol=0, atol=PRECISION[dtype] * np.abs(new).max())
                 np.testing.assert_allclose(log_norm[slot], total, rtol=2e-6, atol=2e-6)
@@ -96,7 +101,7 @@ def test_write(z_dim: int, value_dim: int, heads: int, chunk_size: int, dtype: s
         else:
             # Often to before a tile's last position, for a step to take it.
             offset = int(position[slots[0], 1])
-            tile = offset // working_memory.TILE * working_memory.TILE + working_memory.TILE
+            tile = offset // ABSORB_TILE * ABSORB_TILE + ABSORB_TILE
             n = min(tile, chunk_size) - 1 - offset if rng.integers(2) else rng.integers(chunk_size - offset) + 1
             n = max(int(n), 1)
             consume(slots[0], n)

@@ -8,11 +8,13 @@ import pytest
 from support.launch import cached_values, floats, ints
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cuda.prefill.attention_scores import attention_statistics, attention_weights, padded, parts
+from gecko_mlc.tir_kernels.cuda.prefill.attention_softmax import attention_statistics, attention_weights
 from gecko_mlc.tir_kernels.cuda.prefill.attention_values import attention_values
+from gecko_mlc.tir_kernels.cuda.prefill.scores import padded, splits
 from gecko_mlc.tir_kernels.hardware import CUDA
 from gecko_mlc.tir_kernels.oracles.chunk_attention import oracle
 from gecko_mlc.tir_kernels.oracles.working_memory import read_oracle
+from gecko_mlc.tir_kernels.shapes import Window
 
 # Weights and results are rounded.
 PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
@@ -34,7 +36,7 @@ PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
         (16, 256, 1, 13, 3, 0, 13, ("float16", "float16", "int8"), 90),
     ],
 )
-def test_chunk_attention(
+def test_attention_and_the_merge(
     size: int,
     value_size: int,
     heads: int,
@@ -46,9 +48,10 @@ def test_chunk_attention(
     architecture: int,
 ) -> None:
     """`dtypes` are those of activations, keys and values."""
-    rng, slots, slot, machine = np.random.default_rng(0), 2, 1, CUDA((architecture,))
+    rng, slots, slot, hardware = np.random.default_rng(0), 2, 1, CUDA((architecture,))
     rounded, key_dtype = np.dtype(dtypes[0]), np.dtype(dtypes[1])
     z_dim, value_dim = heads * size, heads * value_size
+    window = Window(z_dim, value_dim, heads, 1, chunk_size, slots, 1e-5, *dtypes[1:])
     # Scores of a few units, other ones than the first of them the largest.
     queries = (floats(rng, n, 2, z_dim) * 3 / np.sqrt(size)).astype(rounded)
     r, reads = floats(rng, n, value_dim).astype(rounded), abs(floats(rng, n, z_dim) / size).astype(rounded)
@@ -60,27 +63,25 @@ def test_chunk_attention(
         cache[slot, own, : offset + n] = floats(rng, offset + n, cache.shape[-1])
         if chunk >= 1:
             cache[slot, 1 - own] = floats(rng, chunk_size, cache.shape[-1])
-    keys, (values, window) = keys.astype(key_dtype), cached_values(values, heads, dtypes[2])
+    keys, (values, numbers) = keys.astype(key_dtype), cached_values(values, heads, dtypes[2])
     if chunk >= 2:
         memory[slot] = floats(rng, heads, size, value_size)
-    statistics = np.full((heads, parts(chunk_size), n, 2), np.nan, np.float32)
+    statistics = np.full((heads, splits(chunk_size), n, 2), np.nan, np.float32)
     weights = np.full((heads, n, 2, padded(chunk_size)), np.nan, rounded)
     merged = np.full((n, value_dim), np.nan, rounded)
-    shape = (heads, slots, chunk_size)
+    shape = window, dtypes[0], hardware
+    launch_cuda(attention_statistics(*shape), queries, ints(slot), position, keys, statistics)
     launch_cuda(
-        attention_statistics(z_dim, *shape, *dtypes[:2], machine), queries, ints(slot), position, keys, statistics
-    )
-    launch_cuda(
-        attention_weights(z_dim, *shape, *dtypes[:2], machine),
+        attention_weights(*shape),
         queries, ints(slot), position, keys, statistics, weights,
     )  # fmt: skip
     launch_cuda(
-        attention_values(z_dim, value_dim, *shape, *dtypes, machine),
+        attention_values(*shape),
         weights, ints(slot), position, *values, r, reads, memory, merged,
     )  # fmt: skip
     expected = np.stack(
         [
-            oracle(queries[i].astype(float), keys[slot].astype(float), window[slot], chunk, offset + i, heads)
+            oracle(queries[i].astype(float), keys[slot].astype(float), numbers[slot], chunk, offset + i, heads)
             for i in range(n)
         ]
     ) * r.astype(float)
