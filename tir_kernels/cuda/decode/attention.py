@@ -11,7 +11,6 @@ from typing import Any
 from tvm import DataType, tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.value_cache import code_of, inverse_of, scale_of, without_scales
 from gecko_mlc.tir_kernels.cuda.prefill.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     RESIDENT_BLOCKS,
@@ -29,6 +28,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
 from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
 from gecko_mlc.tir_kernels.hardware import USUAL_SHARED_BYTES
+from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of, without_scales
 
 Expr = Any
 

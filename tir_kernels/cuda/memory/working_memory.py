@@ -16,7 +16,6 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.value_cache import value_loader, without_scales
 from gecko_mlc.tir_kernels.cuda.gemm.mma import DEPTH
 from gecko_mlc.tir_kernels.cuda.gemm.transposed import (
     ROWS,
@@ -42,6 +41,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
 from gecko_mlc.tir_kernels.cuda.state.value_cache import widen_codes
 from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
 from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.value_cache import value_loader, without_scales
 
 Expr = Any
 

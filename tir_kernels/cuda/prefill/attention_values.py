@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.value_cache import without_scales
 from gecko_mlc.tir_kernels.cuda.gemm.mma import DEPTH, swizzled
 from gecko_mlc.tir_kernels.cuda.gemm.pipeline import (
     PLAIN,
@@ -26,6 +25,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
 from gecko_mlc.tir_kernels.cuda.state.value_cache import widen_codes
 from gecko_mlc.tir_kernels.expressions import f32
 from gecko_mlc.tir_kernels.hardware import CUDA, divide
+from gecko_mlc.tir_kernels.value_cache import without_scales
 
 Expr = Any
 

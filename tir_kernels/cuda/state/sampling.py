@@ -11,7 +11,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS, random_word
+from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     device_function,
     launch_dependents,
@@ -21,6 +21,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
 )
 from gecko_mlc.tir_kernels.expressions import MASKED, f32
 from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.threefry import random_word
 
 Expr = Any
 
