@@ -10,6 +10,7 @@ from support.norms import EPS, assert_close, empty
 
 from gecko_mlc.tir_kernels.cuda.prefill import group_norm as cuda_group_norm
 from gecko_mlc.tir_kernels.oracles import group_norm
+from gecko_mlc.tir_kernels.shapes import GroupNorm
 
 
 @pytest.mark.parametrize(
@@ -17,10 +18,10 @@ from gecko_mlc.tir_kernels.oracles import group_norm
 )
 @pytest.mark.parametrize("affine", [True, False])
 def test_group_norms(dim: int, groups: int, dtype: str, affine: bool) -> None:
-    rng = np.random.default_rng(4)
+    rng, norm = np.random.default_rng(4), GroupNorm(dim, groups, EPS, affine)
     x, parameters = 3 * floats(rng, 3, dim) + 1, floats(rng, 2, dim) * np.float32(affine)
     rms, layer = empty(3, dim, dtype=dtype), empty(3, dim, dtype=dtype)
-    launch_cuda(cuda_group_norm.rms_norm(dim, groups, EPS, affine, dtype), x, *parameters[:affine], rms)
-    launch_cuda(cuda_group_norm.layer_norm(dim, groups, EPS, affine, dtype), x, *parameters[: 2 * affine], layer)
+    launch_cuda(cuda_group_norm.rms_norm(norm, dtype), x, *parameters[:affine], rms)
+    launch_cuda(cuda_group_norm.layer_norm(norm, dtype), x, *parameters[: 2 * affine], layer)
     assert_close(rms, group_norm.rms_norm_oracle(x.astype(float), parameters[0], groups, EPS))
     assert_close(layer, group_norm.layer_norm_oracle(x.astype(float), *parameters, groups, EPS))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from support.launch import floats, ints
 from support.launch_cuda import launch_cuda
-from support.norms import assert_close, coefficients_of, ema_of, empty
+from support.norms import BETAS, EPS, assert_close, coefficients_of, ema_of, empty
 
 from gecko_mlc.tir_kernels.cuda.prefill.norm_ema import norm_ema
 from gecko_mlc.tir_kernels.oracles import complex_ema
+from gecko_mlc.tir_kernels.shapes import EMA, TimestepNorm
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_norm_ema(dim: int, groups: int, components: int, n: int, dtype: str) ->
     moments = np.stack([floats(rng, groups, n), 0.5 + rng.random((groups, n), np.float32)], axis=-1)
     coefficients, ema = coefficients_of(rng, components, dim), ema_of(rng, components, dim)
     before, u, c = ema.copy(), empty(n, dim, dtype=dtype), empty(n, dim)
-    kernel = norm_ema(dim, groups, components, 3, dtype)
+    kernel = norm_ema(TimestepNorm(dim, groups, 3, 8, BETAS, EPS), EMA(dim, components, 3), dtype)
     launch_cuda(kernel, x, weight, bias, coefficients, moments, ints(1), ema, u, c)
     mean, scale = np.repeat(moments.astype(float), dim // groups, axis=0).transpose(2, 1, 0)
     normed = (x - mean) * scale * (1.0 + weight) + bias

@@ -10,6 +10,7 @@ from support.norms import BETAS, EPS, assert_close, empty, moments_of
 
 from gecko_mlc.tir_kernels.cuda.prefill import timestep_norm as cuda_timestep_norm
 from gecko_mlc.tir_kernels.oracles import timestep_norm
+from gecko_mlc.tir_kernels.shapes import TimestepNorm
 
 
 # Groups of odd sizes and of several vectors a lane; tokens of the stream's begin, and more than a tile has.
@@ -32,10 +33,10 @@ def test_timestep_norm_scan(
     position, count = ints(0, 0, chunk, offset, 9, 9).reshape(3, 2), chunk * chunk_size + offset
     states = [(mean.copy(), var.copy()) for _ in range(2)]
     moments, y, last = empty(groups, n, 2), empty(n, dim, dtype=dtype), empty(1, dim)
-    arguments = dim, groups, 3, chunk_size, BETAS, EPS
-    launch_cuda(cuda_timestep_norm.timestep_norm_moments(*arguments), x, ints(1), position, *states[0], moments)
-    launch_cuda(cuda_timestep_norm.timestep_norm(dim, groups, dtype), x, weight, bias, moments, y)
-    launch_cuda(cuda_timestep_norm.last_timestep_norm(*arguments), x, weight, bias, ints(1), position, *states[1], last)
+    norm = TimestepNorm(dim, groups, 3, chunk_size, BETAS, EPS)
+    launch_cuda(cuda_timestep_norm.timestep_norm_moments(norm), x, ints(1), position, *states[0], moments)
+    launch_cuda(cuda_timestep_norm.timestep_norm(norm, dtype), x, weight, bias, moments, y)
+    launch_cuda(cuda_timestep_norm.last_timestep_norm(norm), x, weight, bias, ints(1), position, *states[1], last)
     expected, new_mean, new_var = timestep_norm.oracle(
         x.astype(float), mean[1].astype(float), var[1].astype(float), count, weight, bias, BETAS, EPS
     )

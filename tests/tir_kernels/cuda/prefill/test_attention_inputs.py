@@ -10,6 +10,7 @@ from support.launch_cuda import launch_cuda
 
 from gecko_mlc.tir_kernels.cuda.prefill.attention_inputs import attention_inputs
 from gecko_mlc.tir_kernels.oracles.attention_inputs import oracle
+from gecko_mlc.tir_kernels.shapes import Window
 
 # Of a result: the distance of two neighbours of its dtype, relative, and a little in fp32.
 PRECISION = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
@@ -29,13 +30,14 @@ def test_attention_inputs(
     z_dim: int, heads: int, rope_heads: int, chunk_size: int, dtype: str, cache_dtype: str
 ) -> None:
     rng, n, slot = np.random.default_rng(0), 5, 1
+    window = Window(z_dim, heads, heads, rope_heads, chunk_size, 3, 1e-5, cache_dtype, cache_dtype)
     z, gamma, beta = floats(rng, n, z_dim), *floats(rng, 2, 4, z_dim)
     cos, sin = floats(rng, 2, 2 * chunk_size, z_dim // heads // 2)
     position = ints(4, 6, 5, chunk_size - n, 3, 1).reshape(3, 2)
     keys, memory_keys = np.zeros((2, 3, 2, chunk_size, z_dim), np.dtype(cache_dtype))
     queries, weights = (np.full((n, *shape), np.nan, np.dtype(dtype)) for shape in ((2, z_dim), (z_dim,)))
     launch_cuda(
-        attention_inputs(z_dim, heads, rope_heads, 3, chunk_size, 1e-5, dtype, cache_dtype),
+        attention_inputs(window, dtype),
         z, gamma, beta, cos, sin, ints(slot), position, keys, memory_keys, queries, weights,
     )  # fmt: skip
     exact, cached = ({"rtol": PRECISION[d], "atol": 4e-6} for d in (dtype, cache_dtype))
