@@ -7,11 +7,9 @@ the scales: a scale belongs to a position, over which reads sum.
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.expressions import Expr, f32, loader
-from gecko_mlc.tir_kernels.kernel import without_parameter
 from gecko_mlc.tir_kernels.oracles.value_cache import LARGEST_CODE, TINY
 
 
@@ -39,8 +37,3 @@ def value_loader(dtype: str) -> Callable[..., Expr]:
         return value * value_scales[slot, parity, j, head] if dtype == "int8" else value
 
     return load_value
-
-
-def without_scales(kernel: tirx.PrimFunc, dtype: str) -> tirx.PrimFunc:
-    """The kernel for values of `dtype`: without its argument `value_scales` if they have none."""
-    return kernel if dtype == "int8" else without_parameter(kernel, "value_scales")
