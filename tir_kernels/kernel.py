@@ -53,9 +53,3 @@ def _parse(function: Callable[..., None], takes: dict[str, bool]) -> tirx.PrimFu
     made = tirx.PrimFunc(parameters, parsed.body, parsed.ret_type, parsed.attrs).with_attrs(_ATTRIBUTES)
     s_tir.analysis.verify_well_formed(ir.IRModule.from_expr(made))
     return made
-
-
-def without_parameter(kernel: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
-    """The kernel without a parameter that it does not use."""
-    parameters = [p for p in kernel.params if p.name != name]
-    return tirx.PrimFunc(parameters, kernel.body, kernel.ret_type, kernel.attrs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from types import ModuleType
-from typing import ClassVar
 
 from tvm import tirx
 from tvm.relax.frontend.nn import Tensor, op
@@ -20,7 +19,7 @@ class Family(ABC):
     """The parts of a function, each a method that launches its kernels."""
 
     # Kernels of the life of slots: advance, next_chunk, fill, copy.
-    slots: ClassVar[ModuleType]
+    slots: ModuleType
 
     def __init__(self, build: Build) -> None:
         self.build = build

@@ -5,17 +5,15 @@ candidates tied at a threshold are all kept. A seed and a count of tokens decide
 """
 
 import functools
-from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
-from gecko_mlc.tir_kernels.expressions import MASKED, exp, f32
+from gecko_mlc.tir_kernels.expressions import MASKED, Expr, exp, f32
 from gecko_mlc.tir_kernels.hardware import CPU
-from gecko_mlc.tir_kernels.oracles.sampling import PARITY, ROTATIONS
-
-Expr = Any
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.threefry import random_word
 
 # Columns of the `sampling` state.
 PARAMETERS = (
@@ -31,47 +29,15 @@ PARAMETERS = (
 RECENT_TOKENS = 64
 
 
-@T.inline
-def _rotate_and_mix(x, rotation):
-    x[0] = x[0] + x[1]
-    x[1] = (x[1] << T.uint32(rotation)) | (x[1] >> T.uint32(32 - rotation))
-    x[1] = x[1] ^ x[0]
-
-
-@T.inline
-def _threefry_group(x, keys, group):
-    _rotate_and_mix(x, ROTATIONS[group % 2][0])
-    _rotate_and_mix(x, ROTATIONS[group % 2][1])
-    _rotate_and_mix(x, ROTATIONS[group % 2][2])
-    _rotate_and_mix(x, ROTATIONS[group % 2][3])
-    x[0] = x[0] + keys[(group + 1) % 3]
-    x[1] = x[1] + keys[(group + 2) % 3] + T.uint32(group + 1)
-
-
-@T.inline
-def random_word(x, keys, random, slot):
-    """x[0] = threefry(random[slot, 0:2], random[slot, 2]), with buffers x [2] and keys [3]."""
-    keys[0] = T.reinterpret("uint32", random[slot, 0])
-    keys[1] = T.reinterpret("uint32", random[slot, 1])
-    keys[2] = keys[0] ^ keys[1] ^ T.uint32(PARITY)
-    x[0] = T.reinterpret("uint32", random[slot, 2]) + keys[0]
-    x[1] = keys[1]
-    _threefry_group(x, keys, 0)
-    _threefry_group(x, keys, 1)
-    _threefry_group(x, keys, 2)
-    _threefry_group(x, keys, 3)
-    _threefry_group(x, keys, 4)
-
-
 @functools.cache
-def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.PrimFunc:
+def sample(outputs: int, candidates: int, slots: int, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (slots [b], logits [S, O], sampling [S, 7], random [S, 3] (seed, counter), counts [S, O],
     token [S], recent [S, 64]) → scores, weights [b, O] (scratch).
 
     Draws one of the first `candidates` outputs for each named slot, and updates random, counts, token and
     recent in place. A temperature of 0 takes the first largest score.
     """
-    width = machine.width(candidates)
+    width = hardware.width(candidates)
 
     def ordered(bits: Expr) -> Expr:
         """uint32 bits of a float, made monotone."""
@@ -87,8 +53,8 @@ def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.Prim
                 lanes[0, lane] = lanes[0, lane] + term(o * width + lane)
         sum_lanes(total, lanes, 1, width)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         slots_handle: T.handle,
         logits: T.Buffer((slots, outputs), "float32"),
         sampling: T.Buffer((slots, len(PARAMETERS)), "float32"),
@@ -99,7 +65,6 @@ def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.Prim
         scores_handle: T.handle,
         weights_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         scores = T.match_buffer(scores_handle, (b, outputs), "float32")
@@ -195,22 +160,21 @@ def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.Prim
             recent[slot, random[slot, 2] % RECENT_TOKENS] = chosen[0]
             random[slot, 2] = random[slot, 2] + 1
 
-    return kernel
+    return compute
 
 
 @functools.cache
-def score(outputs: int, machine: CPU) -> tirx.PrimFunc:
+def score(outputs: int, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (logits [n, O], targets [n] int32) → log-probabilities [n], entropies [n], all fp32."""
-    width = machine.width(outputs)
+    width = hardware.width(outputs)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         logits_handle: T.handle,
         targets_handle: T.handle,
         log_probabilities_handle: T.handle,
         entropies_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         logits = T.match_buffer(logits_handle, (n, outputs), "float32")
         targets = T.match_buffer(targets_handle, (n,), "int32")
@@ -238,4 +202,4 @@ def score(outputs: int, machine: CPU) -> tirx.PrimFunc:
             log_probabilities[i] = logits[i, targets[i]] - maximum[0] - T.log(total[0])
             entropies[i] = T.log(total[0]) - mean[0] / total[0]
 
-    return kernel
+    return compute

@@ -10,7 +10,6 @@ import math
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.value_cache import code_of, inverse_of, scale_of
 from gecko_mlc.tir_kernels.cuda.decode.attention_scores import cached_scores
 from gecko_mlc.tir_kernels.cuda.decode.attention_values import Thread, cached_values
 from gecko_mlc.tir_kernels.cuda.decode.attention_window import (
@@ -33,6 +32,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
 from gecko_mlc.tir_kernels.expressions import MASKED, Expr, f32, loader
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.shapes import Window
+from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of
 
 
 @T.inline

@@ -9,7 +9,6 @@ import functools
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.value_cache import value_loader
 from gecko_mlc.tir_kernels.cuda.gemm.transposed import ROWS, THREADS, offset_in_a, offset_in_b, transposed_gemm
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     RESIDENT_BLOCKS,
@@ -27,6 +26,7 @@ from gecko_mlc.tir_kernels.hardware import divide
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.phase import Phase
 from gecko_mlc.tir_kernels.shapes import Window
+from gecko_mlc.tir_kernels.value_cache import value_loader
 
 # Positions that are absorbed at a time.
 ABSORB_TILE = 64

@@ -10,7 +10,7 @@ import math
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS, random_word
+from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import launch_dependents, wait_for_predecessor
 from gecko_mlc.tir_kernels.cuda.ptx.reductions import (
     add_wide,
@@ -23,6 +23,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.reductions import (
 from gecko_mlc.tir_kernels.expressions import MASKED, Expr, f32
 from gecko_mlc.tir_kernels.hardware import divide
 from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.threefry import random_word
 
 THREADS = 1024
 WARPS = THREADS // 32

@@ -6,12 +6,12 @@ import math
 from tvm import DataType, tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.value_cache import code_of, inverse_of, scale_of
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import device_function, warp_maximum, widen_vector
 from gecko_mlc.tir_kernels.expressions import loader
 from gecko_mlc.tir_kernels.hardware import divide
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.shapes import Window
+from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of
 
 WARPS = 8
 

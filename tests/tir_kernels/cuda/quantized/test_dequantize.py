@@ -1,6 +1,4 @@
-"""Whole rows of codes, dequantized to memory."""
-
-from __future__ import annotations
+"""Rows of codes, dequantized to memory."""
 
 import numpy as np
 import pytest
