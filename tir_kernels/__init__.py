@@ -1,5 +1,6 @@
 """TensorIR kernels of Gecko.
 
-One file a kernel: the naive NumPy oracle (what), the TensorIR (how) and the CPU's schedule, written into
-its loops (how fast). A kernel knows shapes, dtypes and a `Machine`, and nothing of models or targets.
+`oracles` say what an operation computes, `cpu` and `cuda` how, one file an operation or a step of it. A kernel knows
+shapes, dtypes and its hardware, and nothing of models or targets; `kernel`, `shapes`, `phase`, `hardware` and
+`expressions` are what all of them are made with.
 """

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
 
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import Expr
 
 
 class Phase(enum.Enum):

@@ -10,9 +10,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import Dense, WeightFormat
-from gecko_mlc.tir_kernels.expressions import loader
-
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import Expr, loader
 
 
 def weight_loader(weights: WeightFormat, inputs: int) -> Callable[[Any, Expr, Expr], Expr]:

@@ -1,13 +1,14 @@
-"""Gecko as launches of the CPU's kernels, in the order of the equations."""
+"""Gecko as launches of the CPU's kernels, in the order of the specification's equations."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
+from tvm import tirx
 from tvm.relax.frontend.nn import Module, Tensor, op
 
-from gecko_mlc.model.parameters import Block, Mega, Norm, NormalizedFFN, RotaryTables
+from gecko_mlc.model.family import Family, present
+from gecko_mlc.model.parameters import Block, ComplexEMA, Mega, Norm, NormalizedFFN, RotaryTables
 from gecko_mlc.model.quantize import Matrix, matrix
 from gecko_mlc.model.trace import Build, Call, State, fresh, launch
 from gecko_mlc.tir_kernels.cpu import (
@@ -26,287 +27,184 @@ from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.phase import Phase
 
 
-class CPULaunches:
+class Rows(NamedTuple):
+    """Activations x [n, K], and the same as products read them, made once for all products."""
+
+    x: Tensor
+    packed: Tensor
+
+
+class CPULaunches(Family):
     """The parts of a function, each a method that launches its kernels."""
 
+    slots = slots
+
     def __init__(self, build: Build) -> None:
+        super().__init__(build)
         assert isinstance(build.machine, CPU)
-        self.build, self.machine = build, build.machine
+        self.hardware = build.machine
 
     def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""
-        c = self.build.config
         if tokens is None:
             kernel = embedding.current_tokens(self.build.slots)
-            arguments = [call.state["token"], call.slots]
-            tokens = launch(kernel, "current_tokens", arguments, fresh(call.n, dtype="int32"))
-        scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
-        kernel = embedding.take(table.outputs, table.inputs, scale, table.format)
-        return launch(kernel, "embedding", [tokens, table.weight], fresh(call.n, c.model_dim))
+            tokens = launch(kernel, "current_tokens", [call.state["token"], call.slots], fresh(call.n, dtype="int32"))
+        kernel = embedding.take(table.outputs, table.inputs, self.embedding_scale, table.format)
+        return launch(kernel, "embedding", [tokens, table.weight], fresh(call.n, table.inputs))
 
     def block(self, call: Call, block: Block, rope: RotaryTables, x: Tensor) -> Tensor:
-        """The output [n, D] of a block."""
+        """The output [n, D] of a block (2.2 to 2.8)."""
         return self._ffn(block.nffn, self._mega(call, block.prefix, block.mega, rope, x), x)
 
     def store_logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix) -> None:
-        """The logits of each sequence's last row, into the state."""
-        c = self.build.config
+        """The logits (2.8) of each sequence's last row, into the state."""
         x = self._timestep_norm(call, "final_", norm, x)
         if call.phase is Phase.PREFILL:
-            x = launch(embedding.last_row(c.model_dim), "last_row", [x], fresh(1, c.model_dim))
-        kernel = embedding.store_logits(c.num_outputs, self.build.slots, self.machine)
-        call.state.update(
-            kernel, "store_logits", [self._product(x, self._pack(x), head), call.slots, "logits"], ["logits"]
-        )
+            dim = self.build.config.model_dim
+            x = launch(embedding.last_row(dim), "last_row", [x], fresh(1, dim))
+        kernel = embedding.store_logits(head.outputs, self.build.slots, self.hardware)
+        logits = self._product(head, self._rows(x))
+        call.state.update(kernel, "store_logits", [logits, call.slots, "logits"], ["logits"])
 
     def logits(self, call: Call, norm: Norm, x: Tensor, head: Matrix, into: Tensor | None = None) -> Tensor:
-        """The logits [n, O] of all rows."""
-        x = self._timestep_norm(call, "final_", norm, x)
-        return self._product(x, self._pack(x), head, into=into)
-
-    def score(self, logits: Tensor, targets: Tensor, log_probabilities: Tensor, entropies: Tensor) -> list[Tensor]:
-        """Log-probabilities [n] of the targets and entropies [n], in place."""
-        return list(
-            op.tensor_ir_inplace_op(
-                sampling.score(self.build.config.num_outputs, self.machine),
-                "score",
-                [logits, targets, log_probabilities, entropies],
-                [2, 3],
-                [log_probabilities, entropies],
-            )
-        )
-
-    def advance(self, call: Call, tokens: Tensor) -> None:
-        """The position moves on by the tokens [n]."""
-        kernel = slots.advance(call.phase, self.build.slots)
-        call.state.update(kernel, "advance", [tokens, call.slots, "position"], ["position"])
+        """The logits [n, O] (2.8) of all rows; fresh, or written to `into`."""
+        return self._product(head, self._rows(self._timestep_norm(call, "final_", norm, x)), into=into)
 
     def end_chunk(self, slot_ids: Tensor, state: State, prefix: str) -> None:
-        """A layer's working-memory write (2.7)."""
-        c, b = self.build.config, slot_ids.shape[0]
-        dtypes, dz = self.build.quantization, c.head_dim
-        keys, memory, log_norm = (f"{prefix}{name}" for name in ("memory_keys", "memory", "log_norm"))
+        """A layer's write of the working memory (2.7)."""
+        window, b = self.window, slot_ids.shape[0]
+        log_norm, memory = f"{prefix}log_norm", f"{prefix}memory"
+        per_key = fresh(b, window.heads, window.chunk_size, window.head_dim)
         kappa, shares, rho = state.update(
-            working_memory.write_weights(c.z_dim, c.num_heads, self.build.slots, c.chunk_size, dtypes.key_dtype),
+            working_memory.write_weights(window),
             "working_memory_weights",
-            [slot_ids, "position", keys, log_norm],
+            [slot_ids, "position", f"{prefix}memory_keys", log_norm],
             [log_norm],
-            [
-                fresh(b, c.num_heads, c.chunk_size, dz),
-                fresh(b, c.num_heads, c.chunk_size, dz),
-                fresh(b, c.num_heads, dz),
-            ],
+            [per_key, per_key, fresh(b, window.heads, window.head_dim)],
         )
         state.update(
-            working_memory.write(
-                c.z_dim,
-                c.value_dim,
-                c.num_heads,
-                self.build.slots,
-                c.chunk_size,
-                dtypes.state_dtype,
-                self.machine,
-            ),
+            working_memory.write(window, self.hardware),
             "working_memory_write",
-            [kappa, shares, rho, slot_ids, "position", *self._values(prefix), memory],
+            [kappa, shares, rho, slot_ids, "position", *self.values(prefix), memory],
             [memory],
         )
 
-    def next_chunk(self, slot_ids: Tensor, state: State) -> None:
-        """On to offset 0 of the next chunk."""
-        state.update(slots.next_chunk(self.build.slots), "next_chunk", [slot_ids, "position"], ["position"])
+    def score_kernel(self) -> tirx.PrimFunc:
+        """Kernel (logits [n, O], targets [n]) → log-probabilities [n], entropies [n]."""
+        return sampling.score(self.build.config.num_outputs, self.hardware)
 
-    def sample(self, slot_ids: Tensor, state: State) -> None:
-        """The next current token of each slot."""
-        c, b = self.build.config, slot_ids.shape[0]
-        state.update(
-            sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots, self.machine),
-            "sample",
-            [slot_ids, "logits", "sampling", "random", "counts", "token", "recent"],
-            ["random", "counts", "token", "recent"],
-            [fresh(b, c.num_outputs), fresh(b, c.num_outputs)],
-        )
+    def sample_kernel(self, b: int) -> tuple[tirx.PrimFunc, list[Tensor]]:
+        """The kernel that draws a token for each of b slots, with scores and weights [b, O] as scratch."""
+        c = self.build.config
+        kernel = sampling.sample(c.num_outputs, min(c.num_outputs, c.vocab_size), self.build.slots, self.hardware)
+        return kernel, [fresh(b, c.num_outputs), fresh(b, c.num_outputs)]
 
-    def fill(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str, value: float) -> None:
-        """Every element of a state tensor, in the slots, becomes `value`."""
-        state.update(slots.fill(self.build.slots, shape, dtype, value), "fill", [slot_ids, name], [name])
-
-    def copy(self, slot_ids: Tensor, state: State, name: str, shape: tuple[int, ...], dtype: str) -> None:
-        """The first slot's part of a state tensor, into the second slot."""
-        state.update(slots.copy(self.build.slots, shape, dtype), "copy", [slot_ids, name], [name])
-
-    # The rest is private.
+    # The steps of a block.
 
     def _mega(self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, x: Tensor) -> Tensor:
         """y = x + wh1 mx + wh2 (sca ⊙ r + awm), [n, D]."""
-        c, total = self.build.config, self.build.slots
         u = self._timestep_norm(call, prefix, mega.timenorm, x)
-        v = self._linear(mega.wv, u, self._pack(u), activation="silu")
-        (ema,) = call.state.update(
-            complex_ema.complex_ema(call.phase, c.model_dim, c.cema_ndim, total, self.machine),
-            "complex_ema",
-            [u, mega.cema.coefficients, call.slots, f"{prefix}ema"],
-            [f"{prefix}ema"],
-            [fresh(call.n, c.model_dim)],
-        )
-        kernel = group_norm.rms_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.machine)
-        mx = launch(kernel, "rms_norm", [ema, *_present(mega.rmsnorm.weight)], fresh(*ema.shape))
-        packed = self._pack(mx)
-        z = self._linear(mega.wz, mx, packed)
-        r = self._linear(mega.wr, mx, packed, activation="silu")
-        h1 = self._linear(mega.wh1, mx, packed)
-
-        dtypes, values = self.build.quantization, self._values(prefix)
-        keys, memory_keys, memory = (f"{prefix}{name}" for name in ("keys", "memory_keys", "memory"))
-        queries, weights = call.state.update(
-            attention_inputs.attention_inputs(
-                call.phase,
-                c.z_dim,
-                c.value_dim,
-                c.num_heads,
-                c.rope_heads,
-                total,
-                c.chunk_size,
-                c.norm_eps,
-                dtypes.key_dtype,
-                dtypes.state_dtype,
-                self.machine,
-            ),
-            "attention_inputs",
-            [
-                z,
-                v,
-                mega.gamma,
-                mega.beta,
-                rope.cos,
-                rope.sin,
-                call.slots,
-                "position",
-                keys,
-                *values,
-                memory_keys,
-            ],
-            [keys, *values, memory_keys],
-            [fresh(call.n, 2, c.z_dim), fresh(call.n, c.z_dim)],
-        )
-        sca = self._attend(call, queries, [call.state[name] for name in (keys, *values)])
-        merged = launch(
-            working_memory.read(call.phase, c.z_dim, c.value_dim, c.num_heads, total, self.machine),
-            "working_memory_read",
-            [weights, sca, r, call.slots, call.state["position"], call.state[memory]],
-            fresh(call.n, c.value_dim),
-        )
-        return self._linear(mega.wh2, merged, self._pack(merged), "residual2", [x, h1])
-
-    def _attend(self, call: Call, queries: Tensor, window: list[Tensor]) -> Tensor:
-        """sca [n, E] (2.6), with the keys and values of the `window`."""
-        c, dtypes = self.build.config, self.build.quantization
-        shapes = (
-            c.z_dim,
-            c.value_dim,
-            c.num_heads,
-            self.build.slots,
-            c.chunk_size,
-            dtypes.key_dtype,
-            dtypes.state_dtype,
-            self.machine,
-        )
-        arguments = [queries, call.slots, call.state["position"], *window]
-        out = fresh(call.n, c.value_dim)
-        if call.phase is Phase.PREFILL:
-            return launch(chunk_attention.prefill(*shapes), "attention", arguments, out)
-        tiles = chunk_attention.decode_tiles(c.chunk_size)
-        partial = op.tensor_ir_op(
-            chunk_attention.decode(*shapes),
-            "attention_tiles",
-            arguments,
-            [
-                fresh(call.n, c.num_heads, tiles, c.value_head_dim),
-                fresh(call.n, c.num_heads, tiles, 2),
-            ],
-        )
-        kernel = chunk_attention.combine(c.value_dim, c.num_heads, c.chunk_size, self.machine)
-        return launch(kernel, "attention_combine", list(partial), out)
-
-    def _values(self, prefix: str) -> list[str]:
-        return [f"{prefix}{name}" for name in self.build.value_tensors]
+        v = self._linear(mega.wv, self._rows(u), activation="silu")
+        mx = self._rows(self._rms_norm(mega.rmsnorm, self._complex_ema(call, prefix, mega.cema, u)))
+        z = self._linear(mega.wz, mx)
+        r = self._linear(mega.wr, mx, activation="silu")
+        h = self._linear(mega.wh1, mx)
+        queries, reads = self._attention_inputs(call, prefix, mega, rope, z, v)
+        sca = self._attention(call, prefix, queries)
+        merged = self._memory_read(call, prefix, reads, sca, r)
+        return self._linear(mega.wh2, self._rows(merged), addend=x, second=h)
 
     def _ffn(self, ffn: NormalizedFFN, y: Tensor, x: Tensor) -> Tensor:
-        """The block's output [n, D] of y, its middle, and x, its input."""
-        c = self.build.config
-        kernel = group_norm.layer_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, c.norm_affine, self.machine)
-        weights = _present(ffn.norm.weight, ffn.norm.bias)
-        u = launch(kernel, "layer_norm", [y, *weights], fresh(*y.shape))
-        packed = self._pack(u)
-        hidden = self._linear(ffn.fc1, u, packed, activation="silu")
+        """The block's output [n, D] (2.8) of y, its middle, and x, its input."""
+        u = self._rows(self._layer_norm(ffn.norm, y))
+        hidden = self._linear(ffn.fc1, u, activation="silu")
         if ffn.fc3 is not None:
-            hidden = self._linear(ffn.fc3, u, packed, "gate", [hidden])
-        residual = x if c.two_hop_residual else y
-        packed = self._pack(hidden)
-        if ffn.alpha is not None:
-            return self._linear(ffn.fc2, hidden, packed, "scale_residual", [ffn.alpha, residual])
-        return self._linear(ffn.fc2, hidden, packed, "residual", [residual])
+            hidden = self._linear(ffn.fc3, u, gate=hidden)
+        return self._linear(ffn.fc2, self._rows(hidden), scale=ffn.alpha, addend=self.residual(x, y))
 
     def _timestep_norm(self, call: Call, prefix: str, norm: Norm, x: Tensor) -> Tensor:
-        """y [n, D] of x [n, D] (2.2); the moments are the state `<prefix>norm_mean`, `<prefix>norm_var`."""
-        c = self.build.config
-        kernel = timestep_norm.timestep_norm(
-            call.phase,
-            c.model_dim,
-            c.timenorm_num_groups,
-            self.build.slots,
-            c.chunk_size,
-            (c.timenorm_beta1, c.timenorm_beta2),
-            c.norm_eps,
-            self.machine,
-        )
-        moments = [f"{prefix}norm_mean", f"{prefix}norm_var"]
+        """u [n, D] of x [n, D] (2.2)."""
+        kernel = timestep_norm.timestep_norm(call.phase, self.timestep_norm, self.hardware)
+        moments = self.moments(prefix)
         arguments = [x, norm.weight, norm.bias, call.slots, "position", *moments]
-        (y,) = call.state.update(kernel, "timestep_norm", arguments, moments, [fresh(call.n, c.model_dim)])
-        return y
+        return call.state.update(kernel, "timestep_norm", arguments, moments, [fresh(*x.shape)])[0]
 
-    def _pack(self, x: Tensor) -> Tensor:
-        """x [n, K] as products read it, shared by all of them."""
-        n, features = x.shape
-        weights = self.build.weight_format
-        shape = linear.packed_shape(n, int(features), weights, self.machine)
-        kernel = linear.pack_rows(int(features), weights, self.machine)
-        return launch(kernel, "pack_rows", [x], fresh(*shape, dtype=linear.packed_dtype(weights)))
+    def _complex_ema(self, call: Call, prefix: str, cema: ComplexEMA, u: Tensor) -> Tensor:
+        """u + ema [n, D] of u [n, D] (2.3)."""
+        kernel, state = complex_ema.complex_ema(call.phase, self.ema, self.hardware), f"{prefix}ema"
+        arguments = [u, cema.coefficients, call.slots, state]
+        return call.state.update(kernel, "complex_ema", arguments, [state], [fresh(*u.shape)])[0]
 
-    def _linear(
-        self,
-        layer: Module,
-        x: Tensor,
-        packed: Tensor,
-        epilogue: str = "plain",
-        operands: Sequence[Tensor] = (),
-        activation: str | None = None,
-    ) -> Tensor:
-        """The product of x [n, in]; a bias is an epilogue of its own."""
-        if layer.bias is not None:
-            epilogue, operands = "bias", [layer.bias]
-        return self._product(x, packed, matrix(layer), epilogue, operands, activation)
+    def _rms_norm(self, norm: Norm, x: Tensor) -> Tensor:
+        """mx [n, D] of x [n, D] (2.4)."""
+        kernel = group_norm.rms_norm(self.group_norm, self.hardware)
+        return launch(kernel, "rms_norm", [x, *present(norm.weight)], fresh(*x.shape))
+
+    def _layer_norm(self, norm: Norm, y: Tensor) -> Tensor:
+        """u' [n, D] of y [n, D] (2.8)."""
+        kernel = group_norm.layer_norm(self.group_norm, self.hardware)
+        return launch(kernel, "layer_norm", [y, *present(norm.weight, norm.bias)], fresh(*y.shape))
+
+    def _attention_inputs(
+        self, call: Call, prefix: str, mega: Mega, rope: RotaryTables, z: Tensor, v: Tensor
+    ) -> list[Tensor]:
+        """Queries [n, 2, Z], weights [n, Z] of the memory (2.4, 2.5); keys and values go to the caches."""
+        caches = [f"{prefix}keys", *self.values(prefix), f"{prefix}memory_keys"]
+        return call.state.update(
+            attention_inputs.attention_inputs(call.phase, self.window, self.hardware),
+            "attention_inputs",
+            [z, v, mega.gamma, mega.beta, rope.cos, rope.sin, call.slots, "position", *caches],
+            caches,
+            [fresh(call.n, 2, self.window.z_dim), fresh(call.n, self.window.z_dim)],
+        )
+
+    def _attention(self, call: Call, prefix: str, queries: Tensor) -> Tensor:
+        """sca [n, E] (2.6) of the queries [n, 2, Z] and the caches."""
+        window = self.window
+        caches = [call.state[name] for name in (f"{prefix}keys", *self.values(prefix))]
+        arguments, sca = [queries, call.slots, call.state["position"], *caches], fresh(call.n, window.value_dim)
+        if call.phase is Phase.PREFILL:
+            return launch(chunk_attention.prefill(window, self.hardware), "attention", arguments, sca)
+        tiles = chunk_attention.decode_tiles(window.chunk_size)
+        partial = op.tensor_ir_op(
+            chunk_attention.decode(window, self.hardware),
+            "attention_tiles",
+            arguments,
+            [fresh(call.n, window.heads, tiles, window.value_head_dim), fresh(call.n, window.heads, tiles, 2)],
+        )
+        return launch(chunk_attention.combine(window, self.hardware), "attention_combine", list(partial), sca)
+
+    def _memory_read(self, call: Call, prefix: str, reads: Tensor, sca: Tensor, r: Tensor) -> Tensor:
+        """sca ⊙ r + awm [n, E] (2.7, 2.8)."""
+        kernel = working_memory.read(call.phase, self.window, self.hardware)
+        arguments = [reads, sca, r, call.slots, call.state["position"], call.state[f"{prefix}memory"]]
+        return launch(kernel, "working_memory_read", arguments, fresh(*sca.shape))
+
+    # Products.
+
+    def _rows(self, x: Tensor) -> Rows:
+        """x [n, K] for products."""
+        (n, features), weights = x.shape, self.build.weight_format
+        shape = linear.packed_shape(n, int(features), weights, self.hardware)
+        kernel = linear.pack_rows(int(features), weights, self.hardware)
+        return Rows(x, launch(kernel, "pack_rows", [x], fresh(*shape, dtype=linear.packed_dtype(weights))))
+
+    def _linear(self, layer: Module, rows: Rows, activation: str | None = None, **operands: Tensor | None) -> Tensor:
+        """The layer's output [n, out], with its activation and the operands of `cpu.linear` that are given."""
+        return self._product(matrix(layer), rows, activation, bias=layer.bias, **operands)
 
     def _product(
         self,
-        x: Tensor,
-        packed: Tensor,
         weights: Matrix,
-        epilogue: str = "plain",
-        operands: Sequence[Tensor] = (),
+        rows: Rows,
         activation: str | None = None,
         into: Tensor | None = None,
+        **operands: Tensor | None,
     ) -> Tensor:
-        """x [n, in] times weights [out, in], with an epilogue of `tir_kernels.linear`; packed is `_pack(x)`.
-
-        The result is fresh, or written to `into`.
-        """
-        kernel = linear.linear(weights.inputs, weights.outputs, weights.format, self.machine, epilogue, activation)
-        arguments = [x, packed, weights.weight, *operands]
+        """Rows [n, in] times weights [out, in], with the operands of `cpu.linear`; fresh, or written to `into`."""
+        given = {name: operands[name] for name in linear.OPERANDS if operands.get(name) is not None}
+        kernel = linear.linear(weights.inputs, weights.outputs, weights.format, self.hardware, activation, tuple(given))
+        arguments = [*rows, weights.weight, *given.values()]
         if into is not None:
             return op.tensor_ir_inplace_op(kernel, "linear", [*arguments, into], [len(arguments)], into)
-        return launch(kernel, "linear", arguments, fresh(x.shape[0], weights.outputs))
-
-
-def _present(*parameters: Tensor | None) -> list[Tensor]:
-    return [p for p in parameters if p is not None]
+        return launch(kernel, "linear", arguments, fresh(rows.x.shape[0], weights.outputs))

@@ -26,7 +26,7 @@ from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.formats.quantization import QUANTIZATIONS
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.runtime.measure import bench
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import LARGEST, RoundedRow
+from gecko_mlc.tir_kernels.cuda.quantized.activations import LARGEST, QuantizedRow
 
 LIMITS = {"copy_gb_per_second": 4000.0, "bf16_tflop_per_second": 800.0}
 ROW = {"position": 8192, "tokens_per_second": 220.5, "gb_per_second": 3640.0, "percent_of_copy": 91.0}
@@ -136,7 +136,7 @@ def test_launches_are_recorded_and_compared() -> None:
 
 
 def test_activations_that_a_kernel_rounds_may_be_a_step_apart() -> None:
-    row = RoundedRow(128, GroupLayout(quantization=QUANTIZATIONS["q4f16_1"].group, lanes=1, code_bits=4), 1)
+    row = QuantizedRow(128, GroupLayout(quantization=QUANTIZATIONS["q4f16_1"].group, lanes=1, code_bits=4), 1)
     outgoing = {**row._asdict(), "layout": row.layout.model_dump()}
     values = np.random.default_rng(0).standard_normal((1, 128))
     step, expected = np.abs(values[0, :32]).max() / LARGEST, row.pack(values)

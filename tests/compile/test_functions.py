@@ -20,6 +20,7 @@ from gecko_mlc.model.cuda import CUDALaunches
 from gecko_mlc.tir_kernels.cpu import complex_ema, slots
 from gecko_mlc.tir_kernels.hardware import CPU, CUDA
 from gecko_mlc.tir_kernels.phase import Phase
+from gecko_mlc.tir_kernels.shapes import EMA
 
 # Kernels are made once for the same machine and slots.
 CPU, GPU, SLOTS = CPU(), CUDA((80, 90)), 3
@@ -98,7 +99,7 @@ class Faulty(nn.Module):
         return [slot_ids]
 
     def undeclared_write(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> list[nn.Tensor]:
-        kernel = complex_ema.complex_ema(Phase.PREFILL, 8, 3, 2, CPU())
+        kernel = complex_ema.complex_ema(Phase.PREFILL, EMA(8, 3, 2), CPU)
         op.tensor_ir_op(kernel, "ema", [u, q, slot_ids, state], nn.Tensor.placeholder(u.shape, "float32"))
         return [state]
 
@@ -111,7 +112,7 @@ class Faulty(nn.Module):
         return [y, state]
 
     def _step(self, u: nn.Tensor, slot_ids: nn.Tensor, state: nn.Tensor, q: nn.Tensor) -> tuple[nn.Tensor, nn.Tensor]:
-        kernel = complex_ema.complex_ema(Phase.PREFILL, 8, 3, 2, CPU())
+        kernel = complex_ema.complex_ema(Phase.PREFILL, EMA(8, 3, 2), CPU)
         out = [state, nn.Tensor.placeholder(u.shape, "float32")]
         state, y = op.tensor_ir_inplace_op(kernel, "ema", [u, q, slot_ids, state], [3, -1], out)
         return y, state

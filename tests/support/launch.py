@@ -11,15 +11,31 @@ import pytest
 import tvm
 from tvm.target import codegen
 
-from gecko_mlc.tir_kernels.cpu import value_cache
 from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.oracles import value_cache
+from gecko_mlc.tir_kernels.shapes import Window
 
 NATIVE = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
 # The schedules of AVX-512, AVX2 and NEON; the code generator makes any of them run here.
-machines = pytest.mark.parametrize(
-    "machine",
+cpus = pytest.mark.parametrize(
+    "hardware",
     [CPU(16, 32), CPU(8, 16), CPU(4, 32)],
     ids=["avx512", "avx2", "neon"],
+)
+# Even heads and odd ones, chunks of one tile and of several, and every dtype of the caches.
+windows = pytest.mark.parametrize(
+    "window",
+    [
+        Window(z, e, heads, heads, chunk_size, 3, 1e-5, key_dtype, value_dtype)
+        for z, e, heads, chunk_size, key_dtype, value_dtype in (
+            (12, 20, 2, 7, "float32", "float32"),
+            (16, 64, 2, 300, "float16", "float16"),
+            (18, 21, 3, 13, "float32", "float32"),
+            (16, 64, 2, 135, "float16", "int8"),
+            (18, 21, 3, 13, "float32", "int8"),
+        )
+    ],
+    ids=lambda window: f"{window.z_dim}-{window.chunk_size}-{window.value_dtype}",
 )
 
 

@@ -19,7 +19,7 @@ from gecko_mlc.compile.backends.cuda import pipeline
 from gecko_mlc.compile.plan import host_launches, keep_split, kernel_of, requirements
 from gecko_mlc.formats.plan import Argument, Buffer, Function, Plan
 from gecko_mlc.formats.versions import PLAN_VERSION
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow
 from support.play import Player, Program
 
 _EMULATOR = Path(__file__).parent / "emulator"
@@ -28,7 +28,7 @@ _CALLBACK = "tvm_callback_cuda_compile"
 _OPTIONS = ("-std=c++20", "-O1", "-fPIC", "-w", "-fno-strict-aliasing", "-fvisibility=hidden", "-U_FORTIFY_SOURCE")
 
 
-def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray, outgoing: RoundedRow | None = None) -> None:
+def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray, outgoing: QuantizedRow | None = None) -> None:
     """Run a kernel; its results are in the arguments. Raises `RuntimeError` for what a GPU would not bear.
 
     `outgoing` says to who records launches what rows of uint32 are that it makes.
@@ -37,7 +37,7 @@ def launch_cuda(kernel: tirx.PrimFunc, *arguments: np.ndarray, outgoing: Rounded
     Player(kernels.plan_of_one(arguments), kernels.program).play("kernel", arguments)
 
 
-def assert_rounded(row: RoundedRow, packed: np.ndarray, expected: np.ndarray) -> None:
+def assert_rounded(row: QuantizedRow, packed: np.ndarray, expected: np.ndarray) -> None:
     """Rows are `expected`, to a step of a vector's largest."""
     tolerance = 2e-5 + (1e-4 + 2**-15) * row.largest(expected)
     np.testing.assert_array_less(np.abs(row.unpack(packed) - expected), tolerance)

@@ -7,7 +7,7 @@ import pytest
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import commit_copies, copy_16, wait_copies, warp_sum
+from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import commit_copies, copy_16_if, wait_copies, warp_sum
 from support.launch import floats
 from support.launch_cuda import launch_cuda
 
@@ -53,7 +53,7 @@ def test_what_others_have_not_written_is_nan(barrier: bool) -> None:
 def test_a_copy_is_nan_until_it_is_waited_for(pending: int) -> None:
     @T.inline
     def body(x, y, shared, tx):
-        copy_16(T.address_of(shared[tx * 4]), T.address_of(x[tx * 4]))
+        copy_16_if(T.address_of(shared[tx * 4]), T.address_of(x[tx * 4]), 1)
         commit_copies()
         wait_copies(pending)
         for i in T.unroll(4):
@@ -87,7 +87,7 @@ def test_a_warp_whose_lanes_are_not_all_there() -> None:
 def test_a_copy_from_an_odd_address() -> None:
     @T.inline
     def body(x, y, shared, tx):
-        copy_16(T.address_of(shared[tx * 4]), T.address_of(x[tx + 4]))
+        copy_16_if(T.address_of(shared[tx * 4]), T.address_of(x[tx + 4]), 1)
         y[tx] = shared[tx]
 
     with pytest.raises(RuntimeError, match=r"thread \(1, 0, 0\): the source of a copy is not aligned"):

@@ -1,15 +1,14 @@
-"""Sums of four products of bytes in every lane of a vector, by the instruction that a machine has for it."""
+"""Sums of four products of bytes in every lane of a vector, by the instruction that a hardware has for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tvm.script import tirx as T
 
+from gecko_mlc.tir_kernels.expressions import Expr
 from gecko_mlc.tir_kernels.hardware import CPU, ByteDot
-
-Expr = Any
 
 
 class Dot(NamedTuple):
@@ -22,9 +21,9 @@ class Dot(NamedTuple):
     accumulate: Callable[[Expr, Expr, Expr], Expr]
 
 
-def byte_dot(machine: CPU, largest_code: int) -> Dot:
-    """The dot product of bytes of `machine`, for codes up to `largest_code`."""
-    lanes = machine.lanes
+def byte_dot(hardware: CPU, largest_code: int) -> Dot:
+    """The dot product of bytes of `hardware`, for codes up to `largest_code`."""
+    lanes = hardware.lanes
     small = largest_code <= 127
     int32s, int8s, uint8s = f"int32x{lanes}", f"int8x{4 * lanes}", f"uint8x{4 * lanes}"
 
@@ -71,4 +70,4 @@ def byte_dot(machine: CPU, largest_code: int) -> Dot:
         ByteDot.NEON: Dot(zero, neon),
         ByteDot.PAIRS: Dot(zero, pairs),
         ByteDot.PLAIN: Dot(0, plain),
-    }[machine.byte_dot]
+    }[hardware.byte_dot]

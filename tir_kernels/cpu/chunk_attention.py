@@ -5,71 +5,37 @@ into tiles of keys, which `combine` joins. Only positions that exist are read.
 """
 
 import functools
-from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
-from gecko_mlc.tir_kernels.cpu.value_cache import without_scales
 from gecko_mlc.tir_kernels.expressions import MASKED, exp, loader
 from gecko_mlc.tir_kernels.hardware import CPU, divide
-
-Expr = Any
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import Window
 
 # Keys of the window that one task of `decode` takes.
 DECODE_KEYS = 128
 
 
-def oracle(
-    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, chunk: int, offset: int, heads: int
-) -> np.ndarray:
-    """Row at `offset` of `chunk`: queries [2, Z] (own, previous), keys [2, C, Z], values [2, C, E] by
-    parity → [E]."""
-    own = chunk % 2
-    seen_k = [(queries[0], keys[own, : offset + 1])]
-    seen_v = [values[own, : offset + 1]]
-    if chunk >= 1:
-        seen_k.append((queries[1], keys[1 - own]))
-        seen_v.append(values[1 - own])
-    size = queries.shape[1] // heads
-    out = []
-    for h in range(heads):
-        part = slice(h * size, (h + 1) * size)
-        scores = np.concatenate([k[:, part] @ q[part] for q, k in seen_k])
-        weights = np.exp(scores - scores.max())
-        v = np.concatenate(seen_v).reshape(len(scores), heads, -1)[:, h]
-        out.append(weights @ v / weights.sum())
-    return np.concatenate(out)
-
-
 @functools.cache
-def prefill(
-    z_dim: int,
-    value_dim: int,
-    heads: int,
-    slots: int,
-    chunk_size: int,
-    key_dtype: str,
-    value_dtype: str,
-    machine: CPU,
-) -> tirx.PrimFunc:
+def prefill(window: Window, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (queries [n, 2, Z], slots [1], position, keys, values, value_scales [S, 2, C, H] of int8 values)
     → y [n, E].
 
     The tokens' own keys and values are in the caches [S, 2, C, features] already; the rest is fp32.
     """
-    size, value_size = z_dim // heads, value_dim // heads
-    lanes, key_tile = machine.lanes, machine.tile_rows
+    heads, chunk_size, dz, dv = window.heads, window.chunk_size, window.head_dim, window.value_head_dim
+    lanes, key_tile = hardware.lanes, hardware.tile_rows
     rows = 2 * lanes
     padded_chunk = divide(chunk_size, key_tile) * key_tile
-    width = machine.width(value_size)
-    vectors = 2 if value_size % (2 * width) == 0 else 1
+    width = hardware.width(dv)
+    vectors = 2 if dv % (2 * width) == 0 else 1
     columns = width * vectors
     row_tile = max(lanes // 2, 4)
 
-    load, load_value = loader(key_dtype), loader(value_dtype)
+    load, load_value = loader(window.key_dtype), loader(window.value_dtype)
 
     @T.inline
     def score(scores, part, query, keys, slot, parity, h, count, causal_from, maximum):
@@ -77,7 +43,7 @@ def prefill(
         for tile in T.serial(divide(count, key_tile)):
             sums = T.alloc_buffer((key_tile, rows))
             clear(sums, key_tile, rows)
-            for a in T.serial(size):
+            for a in T.serial(dz):
                 for j in T.unroll(key_tile):
                     for v in T.unroll(2):
                         for lane in T.vectorized(lanes):
@@ -88,7 +54,7 @@ def prefill(
                                     slot,
                                     parity,
                                     T.min(tile * key_tile + j, chunk_size - 1),
-                                    h * size + a,
+                                    h * dz + a,
                                 )
                                 * query[part, a, v * lanes + lane]
                             )
@@ -107,7 +73,7 @@ def prefill(
                 scores[part, j, lane] = exp(scores[part, j, lane] - maximum[lane])
             for lane in T.vectorized(rows):
                 total[lane] = total[lane] + scores[part, j, lane]
-            if value_dtype == "int8":
+            if window.scaled:
                 for lane in T.vectorized(rows):
                     scores[part, j, lane] = scores[part, j, lane] * value_scales[slot, parity, j, h]
 
@@ -121,22 +87,21 @@ def prefill(
                             part, j, first_row + i
                         ] * load_value(values, slot, parity, j, column + v * width + lane)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel(value_scales=window.scaled)
+    def compute(
         queries_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
-        position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
-        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
+        position: T.Buffer((window.slots, 2), "int32"),
+        keys: T.Buffer(window.keys, window.key_dtype),
+        values: T.Buffer(window.values, window.value_dtype),
+        value_scales: T.Buffer(window.value_scales, "float32"),
         y_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
-        queries = T.match_buffer(queries_handle, (n, 2, z_dim), "float32")
-        y = T.match_buffer(y_handle, (n, value_dim), "float32")
+        queries = T.match_buffer(queries_handle, (n, 2, window.z_dim), "float32")
+        y = T.match_buffer(y_handle, (n, window.value_dim), "float32")
         for task in T.parallel(divide(n, rows) * heads):
-            query = T.alloc_buffer((2, size, rows), "float32")
+            query = T.alloc_buffer((2, dz, rows), "float32")
             scores = T.alloc_buffer((2, padded_chunk, rows), "float32")
             maximum = T.alloc_buffer((rows,))
             total = T.alloc_buffer((rows,))
@@ -148,9 +113,9 @@ def prefill(
             own: T.let = T.min(offset + rows, position[slot, 1] + n)
             previous: T.let = T.Select(position[slot, 0] >= 1, chunk_size, 0)
             for part in T.serial(2):
-                for a in T.serial(size):
+                for a in T.serial(dz):
                     for i in T.serial(rows):
-                        query[part, a, i] = queries[T.min(first + i, n - 1), part, h * size + a]
+                        query[part, a, i] = queries[T.min(first + i, n - 1), part, h * dz + a]
             for lane in T.vectorized(rows):
                 maximum[lane] = T.float32(MASKED)
                 total[lane] = T.float32(0)
@@ -158,7 +123,7 @@ def prefill(
             score(scores, 1, query, keys, slot, 1 - parity, h, previous, chunk_size, maximum)
             exponentiate(scores, 0, own, maximum, total, value_scales, slot, parity, h)
             exponentiate(scores, 1, previous, maximum, total, value_scales, slot, 1 - parity, h)
-            for block in T.serial(value_size // columns):
+            for block in T.serial(dv // columns):
                 for group in T.serial(rows // row_tile):
                     if first + group * row_tile < n:
                         sums = T.alloc_buffer((row_tile, columns))
@@ -170,7 +135,7 @@ def prefill(
                             values,
                             slot,
                             parity,
-                            h * value_size + block * columns,
+                            h * dv + block * columns,
                             group * row_tile,
                             own,
                         )
@@ -181,7 +146,7 @@ def prefill(
                             values,
                             slot,
                             1 - parity,
-                            h * value_size + block * columns,
+                            h * dv + block * columns,
                             group * row_tile,
                             previous,
                         )
@@ -189,10 +154,10 @@ def prefill(
                             for lane in T.vectorized(columns):
                                 y[
                                     first + group * row_tile + i,
-                                    h * value_size + block * columns + lane,
+                                    h * dv + block * columns + lane,
                                 ] = sums[i, lane] / total[group * row_tile + i]
 
-    return without_scales(kernel, value_dtype)
+    return compute
 
 
 def decode_tiles(chunk_size: int) -> int:
@@ -201,38 +166,29 @@ def decode_tiles(chunk_size: int) -> int:
 
 
 @functools.cache
-def decode(
-    z_dim: int,
-    value_dim: int,
-    heads: int,
-    slots: int,
-    chunk_size: int,
-    key_dtype: str,
-    value_dtype: str,
-    machine: CPU,
-) -> tirx.PrimFunc:
+def decode(window: Window, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (queries [b, 2, Z], slots [b], position, keys, values, value_scales [S, 2, C, H] of int8 values)
     → sums [b, H, tiles, dv], statistics [b, H, tiles, 2].
 
     Statistics are the maximum of a tile's scores and the sum of their exponentials; an empty tile has the
     sum 0 and leaves its sums unwritten.
     """
-    size, value_size = z_dim // heads, value_dim // heads
+    heads, chunk_size, dz, dv = window.heads, window.chunk_size, window.head_dim, window.value_head_dim
     tiles = decode_tiles(chunk_size)
-    key_width, width = machine.width(size), machine.width(value_size)
+    key_width, width = hardware.width(dz), hardware.width(dv)
 
-    load, load_value = loader(key_dtype), loader(value_dtype)
+    load, load_value = loader(window.key_dtype), loader(window.value_dtype)
 
     @T.inline
     def score(scores, first, rows, queries, keys, i, part, slot, parity, start, h):
         sums = T.alloc_buffer((rows, key_width))
         total = T.alloc_buffer((rows,))
         clear(sums, rows, key_width)
-        for a in T.serial(size // key_width):
+        for a in T.serial(dz // key_width):
             for j in T.unroll(rows):
                 for lane in T.vectorized(key_width):
-                    sums[j, lane] = sums[j, lane] + queries[i, part, h * size + a * key_width + lane] * load(
-                        keys, slot, parity, start + first + j, h * size + a * key_width + lane
+                    sums[j, lane] = sums[j, lane] + queries[i, part, h * dz + a * key_width + lane] * load(
+                        keys, slot, parity, start + first + j, h * dz + a * key_width + lane
                     )
         sum_lanes(total, sums, rows, key_width)
         for j in T.unroll(rows):
@@ -240,33 +196,32 @@ def decode(
 
     @T.inline
     def weigh(sums, scores, first, rows, values, slot, parity, start, column):
-        for d in T.serial(value_size // width):
+        for d in T.serial(dv // width):
             for j in T.unroll(rows):
                 for lane in T.vectorized(width):
                     sums[d * width + lane] = sums[d * width + lane] + scores[first + j] * load_value(
                         values, slot, parity, start + first + j, column + d * width + lane
                     )
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel(value_scales=window.scaled)
+    def compute(
         queries_handle: T.handle,
         slots_handle: T.handle,
-        position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), key_dtype),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
-        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
+        position: T.Buffer((window.slots, 2), "int32"),
+        keys: T.Buffer(window.keys, window.key_dtype),
+        values: T.Buffer(window.values, window.value_dtype),
+        value_scales: T.Buffer(window.value_scales, "float32"),
         sums_handle: T.handle,
         statistics_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
-        queries = T.match_buffer(queries_handle, (b, 2, z_dim), "float32")
+        queries = T.match_buffer(queries_handle, (b, 2, window.z_dim), "float32")
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-        partial = T.match_buffer(sums_handle, (b, heads, tiles, value_size), "float32")
+        partial = T.match_buffer(sums_handle, (b, heads, tiles, dv), "float32")
         statistics = T.match_buffer(statistics_handle, (b, heads, tiles, 2), "float32")
         for task in T.parallel(b * heads * tiles):
             scores = T.alloc_buffer((DECODE_KEYS,), "float32")
-            sums = T.alloc_buffer((value_size,), "float32")
+            sums = T.alloc_buffer((dv,), "float32")
             maximum = T.alloc_buffer((1,))
             total = T.alloc_buffer((1,))
             i: T.let = task // (heads * tiles)
@@ -297,37 +252,36 @@ def decode(
                 total[0] = total[0] + scores[j]
             statistics[i, h, tile, 0] = maximum[0]
             statistics[i, h, tile, 1] = total[0]
-            if value_dtype == "int8":
+            if window.scaled:
                 for j in T.serial(count):
                     scores[j] = scores[j] * value_scales[slot, parity, start + j, h]
             if count > 0:
-                for d in T.serial(value_size // width):
+                for d in T.serial(dv // width):
                     for lane in T.vectorized(width):
                         sums[d * width + lane] = T.float32(0)
                 for j in T.serial(count // 4):
-                    weigh(sums, scores, j * 4, 4, values, slot, parity, start, h * value_size)
+                    weigh(sums, scores, j * 4, 4, values, slot, parity, start, h * dv)
                 for j in T.serial(count % 4):
-                    weigh(sums, scores, count // 4 * 4 + j, 1, values, slot, parity, start, h * value_size)
-                for d in T.serial(value_size // width):
+                    weigh(sums, scores, count // 4 * 4 + j, 1, values, slot, parity, start, h * dv)
+                for d in T.serial(dv // width):
                     for lane in T.vectorized(width):
                         partial[i, h, tile, d * width + lane] = sums[d * width + lane]
 
-    return without_scales(kernel, value_dtype)
+    return compute
 
 
 @functools.cache
-def combine(value_dim: int, heads: int, chunk_size: int, machine: CPU) -> tirx.PrimFunc:
+def combine(window: Window, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (sums [b, H, tiles, dv], statistics [b, H, tiles, 2]) → y [b, E], all fp32."""
-    value_size, tiles = value_dim // heads, decode_tiles(chunk_size)
-    width = machine.width(value_size)
+    heads, dv, tiles = window.heads, window.value_head_dim, decode_tiles(window.chunk_size)
+    width = hardware.width(dv)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(sums_handle: T.handle, statistics_handle: T.handle, y_handle: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(sums_handle: T.handle, statistics_handle: T.handle, y_handle: T.handle):
         b = T.int32()
-        sums = T.match_buffer(sums_handle, (b, heads, tiles, value_size), "float32")
+        sums = T.match_buffer(sums_handle, (b, heads, tiles, dv), "float32")
         statistics = T.match_buffer(statistics_handle, (b, heads, tiles, 2), "float32")
-        y = T.match_buffer(y_handle, (b, value_dim), "float32")
+        y = T.match_buffer(y_handle, (b, window.value_dim), "float32")
         for i, h in T.grid(b, heads):
             maximum = T.alloc_buffer((1,))
             total = T.alloc_buffer((1,))
@@ -338,16 +292,16 @@ def combine(value_dim: int, heads: int, chunk_size: int, machine: CPU) -> tirx.P
             total[0] = T.float32(0)
             for tile in T.serial(tiles):
                 total[0] = total[0] + statistics[i, h, tile, 1] * exp(statistics[i, h, tile, 0] - maximum[0])
-            for d in T.serial(value_size // width):
+            for d in T.serial(dv // width):
                 for lane in T.vectorized(width):
-                    y[i, h * value_size + d * width + lane] = T.float32(0)
+                    y[i, h * dv + d * width + lane] = T.float32(0)
             for tile in T.serial(tiles):
                 if statistics[i, h, tile, 1] > T.float32(0):
                     factor[0] = exp(statistics[i, h, tile, 0] - maximum[0]) / total[0]
-                    for d in T.serial(value_size // width):
+                    for d in T.serial(dv // width):
                         for lane in T.vectorized(width):
-                            y[i, h * value_size + d * width + lane] = (
-                                y[i, h * value_size + d * width + lane] + factor[0] * sums[i, h, tile, d * width + lane]
+                            y[i, h * dv + d * width + lane] = (
+                                y[i, h * dv + d * width + lane] + factor[0] * sums[i, h, tile, d * width + lane]
                             )
 
-    return kernel
+    return compute

@@ -7,35 +7,25 @@ in registers: on a CPU it is the form with the least work. A step of one token g
 import functools
 import math
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.phase import Phase
-
-
-def oracle(u: np.ndarray, coefficients: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens u [L, D], coefficients [5, N, D] (Re q, Im q, p, Re g, Im g), state [2, N, D] (Re h, Im h)
-    → u + ema [L, D], state."""
-    q_re, q_im, p, g_re, g_im = coefficients
-    q, g, h = q_re + 1j * q_im, g_re + 1j * g_im, state[0] + 1j * state[1]
-    y = np.empty_like(u)
-    for t, row in enumerate(u):
-        h = q * h + p * row
-        y[t] = row + (g * h).real.sum(0)
-    return y, np.stack([h.real, h.imag])
+from gecko_mlc.tir_kernels.shapes import EMA
 
 
 @functools.cache
-def complex_ema(phase: Phase, dim: int, components: int, slots: int, machine: CPU) -> tirx.PrimFunc:
+def complex_ema(phase: Phase, ema: EMA, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (u [n, D], coefficients [5, N, D], slots, state [S, 2, N, D]) → y [n, D].
 
     All fp32; the state of the named slots is updated in place.
     """
-    width = machine.width(dim)
+    dim, components, slots = ema
+    width = hardware.width(dim)
     # Vectors of a step's tile: long runs of memory, sums that still fit in registers.
-    vectors = math.gcd(dim // width, machine.registers // 4) if phase is Phase.DECODE else 1
+    vectors = math.gcd(dim // width, hardware.registers // 4) if phase is Phase.DECODE else 1
     channels = vectors * width
 
     @T.inline
@@ -104,15 +94,14 @@ def complex_ema(phase: Phase, dim: int, components: int, slots: int, machine: CP
             for lane in T.vectorized(width):
                 y[i, d + v * width + lane] = total[v, lane]
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         u_handle: T.handle,
         coefficients: T.Buffer((5, components, dim), "float32"),
         slots_handle: T.handle,
         state: T.Buffer((slots, 2, components, dim), "float32"),
         y_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         u = T.match_buffer(u_handle, (n, dim), "float32")
         slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
@@ -126,4 +115,4 @@ def complex_ema(phase: Phase, dim: int, components: int, slots: int, machine: CP
             else:
                 scan(u, coefficients, n, slot, d, state, y)
 
-    return kernel
+    return compute

@@ -12,10 +12,9 @@ from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
-from gecko_mlc.tir_kernels.expressions import loader
+from gecko_mlc.tir_kernels.expressions import Expr, loader
 from gecko_mlc.tir_kernels.hardware import CPU, divide
-
-Expr = Any
+from gecko_mlc.tir_kernels.kernel import kernel
 
 PACKED_DTYPE = "float32"
 # Up to this many rows, packing the weights would cost more than it saves.
@@ -24,22 +23,21 @@ FEW_ROWS = 8
 DOT_ROWS = 4
 
 
-def packed_shape(n: Expr, features: int, weights: Dense, machine: CPU) -> tuple[Expr, ...]:
+def packed_shape(n: Expr, features: int, weights: Dense, hardware: CPU) -> tuple[Expr, ...]:
     """The shape of what `pack_rows` makes."""
-    return divide(n, machine.tile_rows), features, machine.tile_rows
+    return divide(n, hardware.tile_rows), features, hardware.tile_rows
 
 
 @functools.cache
-def pack_rows(features: int, weights: Dense, machine: CPU) -> tirx.PrimFunc:
+def pack_rows(features: int, weights: Dense, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, K]) → packed [⌈n/tile⌉, K, tile]: rows of a register tile side by side, ragged ones 0.
 
     Writes nothing for at most `FEW_ROWS` rows, which products read from x itself.
     """
-    tile = machine.tile_rows
+    tile = hardware.tile_rows
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(x_handle: T.handle, packed_handle: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(x_handle: T.handle, packed_handle: T.handle):
         n = T.int32()
         x = T.match_buffer(x_handle, (n, features), "float32")
         packed = T.match_buffer(packed_handle, (divide(n, tile), features, tile), "float32")
@@ -57,17 +55,17 @@ def pack_rows(features: int, weights: Dense, machine: CPU) -> tirx.PrimFunc:
                             else:
                                 packed[block, k, i] = T.float32(0)
 
-    return kernel
+    return compute
 
 
-def product(in_features: int, out_features: int, weights: Dense, machine: CPU) -> Any:
+def product(in_features: int, out_features: int, weights: Dense, hardware: CPU) -> Any:
     """An inline function (x, packed, weight, n, depth, finish, y) that writes finish(x Wᵀ, row, output) to y [n, out].
 
     `packed` is what `pack_rows` makes of x; `depth` is x's width as the kernel's arguments tell it.
     """
-    tile, lanes = machine.tile_rows, machine.lanes
+    tile, lanes = hardware.tile_rows, hardware.lanes
     columns = 2 * lanes
-    width = machine.width(in_features)
+    width = hardware.width(in_features)
     # Vectors of a weight's row, and independent sums that hide the latency of adding them up.
     steps = in_features // width
     chains = min(steps, 4)

@@ -2,19 +2,14 @@
 
 import functools
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import WeightFormat
 from gecko_mlc.tir_kernels.expressions import f32
 from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.weights import weight_loader
-
-
-def oracle(tokens: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:
-    """tokens [n], weight [V, D] → scale · rows [n, D]."""
-    return weight[tokens].astype(np.float32) * np.float32(scale)
 
 
 @functools.cache
@@ -24,9 +19,8 @@ def take(vocab_size: int, dim: int, scale: float, weights: WeightFormat) -> tirx
     load = weight_loader(weights, dim)
     shape, dtype = weights.shape(vocab_size, dim), weights.dtype
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(tokens_handle: T.handle, weight: T.Buffer(shape, dtype), x_handle: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(tokens_handle: T.handle, weight: T.Buffer(shape, dtype), x_handle: T.handle):
         n = T.int32()
         tokens = T.match_buffer(tokens_handle, (n,), "int32")
         x = T.match_buffer(x_handle, (n, dim), "float32")
@@ -34,48 +28,45 @@ def take(vocab_size: int, dim: int, scale: float, weights: WeightFormat) -> tirx
             for d in T.serial(dim):
                 x[i, d] = load(weight, tokens[i], d) * f32(scale)
 
-    return kernel
+    return compute
 
 
 @functools.cache
 def current_tokens(slots: int) -> tirx.PrimFunc:
     """Kernel (token [S] int32, slots [b]) → tokens [b]: what `decode` continues with."""
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(token: T.Buffer((slots,), "int32"), slots_handle: T.handle, tokens_handle: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(token: T.Buffer((slots,), "int32"), slots_handle: T.handle, tokens_handle: T.handle):
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         tokens = T.match_buffer(tokens_handle, (b,), "int32")
         for i in T.serial(b):
             tokens[i] = token[slot_ids[i]]
 
-    return kernel
+    return compute
 
 
 @functools.cache
 def last_row(dim: int) -> tirx.PrimFunc:
     """Kernel (x [n, D]) → the last row [1, D], fp32."""
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(x_handle: T.handle, y: T.Buffer((1, dim), "float32")):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(x_handle: T.handle, y: T.Buffer((1, dim), "float32")):
         n = T.int32()
         x = T.match_buffer(x_handle, (n, dim), "float32")
         for d in T.serial(dim):
             y[0, d] = x[n - 1, d]
 
-    return kernel
+    return compute
 
 
 @functools.cache
-def store_logits(outputs: int, slots: int, machine: CPU) -> tirx.PrimFunc:
+def store_logits(outputs: int, slots: int, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (rows [b, O], slots [b], logits [S, O]): logits of the named slots, in place, fp32."""
-    width = machine.width(outputs)
+    width = hardware.width(outputs)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(rows_handle: T.handle, slots_handle: T.handle, logits: T.Buffer((slots, outputs), "float32")):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(rows_handle: T.handle, slots_handle: T.handle, logits: T.Buffer((slots, outputs), "float32")):
         b = T.int32()
         rows = T.match_buffer(rows_handle, (b, outputs), "float32")
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
@@ -84,4 +75,4 @@ def store_logits(outputs: int, slots: int, machine: CPU) -> tirx.PrimFunc:
                 for lane in T.vectorized(width):
                     logits[slot_ids[i], o * width + lane] = rows[i, o * width + lane]
 
-    return kernel
+    return compute

@@ -1,49 +1,53 @@
 """Group RMS norm (specification 2.4) and group layer norm (2.8), a row at a time."""
 
 import functools
+from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
+from gecko_mlc.tir_kernels.expressions import Expr, f32
 from gecko_mlc.tir_kernels.hardware import CPU
-
-
-def rms_norm_oracle(x: np.ndarray, weight: np.ndarray, groups: int, eps: float) -> np.ndarray:
-    """x [n, D], weight [D] (offset from 1) → y [n, D]."""
-    g = x.reshape(len(x), groups, -1)
-    y = g / np.sqrt((g * g).mean(-1, keepdims=True) + eps)
-    return y.reshape(x.shape) * (1 + weight)
-
-
-def layer_norm_oracle(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, groups: int, eps: float) -> np.ndarray:
-    """x [n, D], weight [D] (offset from 1), bias [D] → y [n, D]."""
-    g = x.reshape(len(x), groups, -1)
-    y = (g - g.mean(-1, keepdims=True)) / np.sqrt(g.var(-1, keepdims=True) + eps)
-    return y.reshape(x.shape) * (1 + weight) + bias
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import GroupNorm
 
 
 @functools.cache
-def rms_norm(dim: int, groups: int, eps: float, affine: bool, machine: CPU) -> tirx.PrimFunc:
+def rms_norm(norm: GroupNorm, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D] if affine) → y [n, D], all fp32."""
-    return _group_norm(dim, groups, eps, affine, False, machine)
+    return _group_norm(norm, False, hardware)
 
 
 @functools.cache
-def layer_norm(dim: int, groups: int, eps: float, affine: bool, machine: CPU) -> tirx.PrimFunc:
+def layer_norm(norm: GroupNorm, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D], bias [D] if affine) → y [n, D], all fp32."""
-    return _group_norm(dim, groups, eps, affine, True, machine)
+    return _group_norm(norm, True, hardware)
 
 
-def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, machine: CPU) -> tirx.PrimFunc:
-    size = dim // groups
-    width = machine.width(size)
+def _group_norm(norm: GroupNorm, centred: bool, hardware: CPU) -> tirx.PrimFunc:
+    dim, size = norm.dim, norm.dim // norm.groups
+    width = hardware.width(size)
+    shifted = norm.affine and centred
 
-    @T.inline
-    def normalize(x, y, n, gain, shift):
+    def gain(weight: Any, k: Expr) -> Expr:
+        return f32(1.0) + weight[k] if norm.affine else f32(1.0)
+
+    def shift(bias: Any, k: Expr) -> Expr:
+        return bias[k] if shifted else f32(0.0)
+
+    @kernel(weight=norm.affine, bias=shifted)
+    def compute(
+        x_handle: T.handle,
+        weight: T.Buffer((dim,), "float32"),
+        bias: T.Buffer((dim,), "float32"),
+        y_handle: T.handle,
+    ):
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, dim), "float32")
+        y = T.match_buffer(y_handle, (n, dim), "float32")
         for i in T.parallel(n):
-            for g in T.serial(groups):
+            for g in T.serial(norm.groups):
                 lanes = T.alloc_buffer((1, width))
                 mean = T.alloc_buffer((1,))
                 scale = T.alloc_buffer((1,))
@@ -62,53 +66,11 @@ def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, 
                             x[i, g * size + k * width + lane] - mean[0]
                         )
                 sum_lanes(scale, lanes, 1, width)
-                scale[0] = T.float32(1) / T.sqrt(scale[0] / T.float32(size) + T.float32(eps))
+                scale[0] = T.float32(1) / T.sqrt(scale[0] / T.float32(size) + T.float32(norm.eps))
                 for k in T.serial(size // width):
                     for lane in T.vectorized(width):
                         y[i, g * size + k * width + lane] = (x[i, g * size + k * width + lane] - mean[0]) * scale[
                             0
-                        ] * gain(g * size + k * width + lane) + shift(g * size + k * width + lane)
+                        ] * gain(weight, g * size + k * width + lane) + shift(bias, g * size + k * width + lane)
 
-    def one(_):  # type: ignore[no-untyped-def]
-        return tirx.const(1.0, "float32")
-
-    def zero(_):  # type: ignore[no-untyped-def]
-        return tirx.const(0.0, "float32")
-
-    # Parsing happens at definition: only the signature asked for is defined.
-    if not affine:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(x_handle: T.handle, y_handle: T.handle):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, dim), "float32")
-            y = T.match_buffer(y_handle, (n, dim), "float32")
-            normalize(x, y, n, one, zero)
-
-    elif not centred:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(x_handle: T.handle, weight: T.Buffer((dim,), "float32"), y_handle: T.handle):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, dim), "float32")
-            y = T.match_buffer(y_handle, (n, dim), "float32")
-            normalize(x, y, n, lambda k: T.float32(1) + weight[k], zero)
-
-    else:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            weight: T.Buffer((dim,), "float32"),
-            bias: T.Buffer((dim,), "float32"),
-            y_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, dim), "float32")
-            y = T.match_buffer(y_handle, (n, dim), "float32")
-            normalize(x, y, n, lambda k: T.float32(1) + weight[k], lambda k: bias[k])
-
-    return kernel
+    return compute

@@ -5,45 +5,19 @@ import functools
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import Dense, WeightFormat
 from gecko_mlc.tir_kernels.cpu import dense_product, quantized_product
-from gecko_mlc.tir_kernels.expressions import silu
+from gecko_mlc.tir_kernels.expressions import Expr, silu
 from gecko_mlc.tir_kernels.hardware import CPU
-
-Expr = Any
-
-
-def oracle(
-    x: np.ndarray,
-    weight: np.ndarray,
-    *operands: np.ndarray,
-    epilogue: str = "plain",
-    activation: str | None = None,
-) -> np.ndarray:
-    """x [n, K], weight [N, K] → y [n, N], with the epilogues of `linear`."""
-    y = x @ weight.astype(x.dtype).T
-    if epilogue == "bias":
-        y = y + operands[0]
-    if activation == "silu":
-        y = y / (1 + np.exp(-y))
-    if epilogue == "gate":
-        y = y * operands[0]
-    if epilogue == "scale_residual":
-        y = y * operands[0]
-    if epilogue in ("residual", "scale_residual"):
-        y = y + operands[-1]
-    if epilogue == "residual2":
-        y = y + operands[0] + operands[1]
-    return y
+from gecko_mlc.tir_kernels.kernel import kernel
 
 
-def packed_shape(n: Expr, features: int, weights: WeightFormat, machine: CPU) -> tuple[Expr, ...]:
+def packed_shape(n: Expr, features: int, weights: WeightFormat, hardware: CPU) -> tuple[Expr, ...]:
     """The shape of what `pack_rows` makes of n rows."""
-    return _products(weights).packed_shape(n, features, weights, machine)
+    return _products(weights).packed_shape(n, features, weights, hardware)
 
 
 def packed_dtype(weights: WeightFormat) -> str:
@@ -51,13 +25,17 @@ def packed_dtype(weights: WeightFormat) -> str:
     return _products(weights).PACKED_DTYPE
 
 
-def pack_rows(features: int, weights: WeightFormat, machine: CPU) -> tirx.PrimFunc:
+def pack_rows(features: int, weights: WeightFormat, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, K]) → packed: x as products with weights of this format read it, made once for all of them."""
-    return _products(weights).pack_rows(features, weights, machine)
+    return _products(weights).pack_rows(features, weights, hardware)
 
 
 def _products(weights: WeightFormat) -> ModuleType:
     return dense_product if isinstance(weights, Dense) else quantized_product
+
+
+# Operands of the epilogue, in the order of the signature.
+OPERANDS = ("bias", "gate", "scale", "addend", "second")
 
 
 @functools.cache
@@ -65,145 +43,66 @@ def linear(
     in_features: int,
     out_features: int,
     weights: WeightFormat,
-    machine: CPU,
-    epilogue: str = "plain",
+    hardware: CPU,
     activation: str | None = None,
+    operands: tuple[str, ...] = (),
 ) -> tirx.PrimFunc:
-    """Kernel (x [n, K], packed, weight [N, K] in the format `weights`, operands of the epilogue) → y [n, N].
+    """Kernel (x [n, K], packed, weight [N, K] in the format `weights`, operands) → y [n, N].
 
-    Everything but the weight is fp32; `packed` is what `pack_rows` makes of x. With a the activation, None
-    or "silu", the epilogues are `plain` a(p), `bias` a(p + bias [N]), `gate` a(p) ⊙ gate [n, N],
-    `residual` a(p) + addend [n, N], `residual2` with two addends, and `scale_residual`
-    a(p) ⊙ scale [N] + addend [n, N].
+    Everything but the weight is fp32; `packed` is what `pack_rows` makes of x. With a the activation, None or "silu",
+    y = a(x Wᵀ + bias) ⊙ gate ⊙ scale + addend + second; what `operands` does not name is left out. `bias` and `scale`
+    are [N], the others [n, N].
     """
     shape, dtype = weights.shape(out_features, in_features), weights.dtype
-    product = _products(weights).product(in_features, out_features, weights, machine)
-
-    def packed_of(n: Expr) -> tuple[Expr, ...]:
-        return packed_shape(n, in_features, weights, machine)
-
+    product = _products(weights).product(in_features, out_features, weights, hardware)
     packed_type = packed_dtype(weights)
 
-    def activate(value: Expr) -> Expr:
-        return silu(value) if activation == "silu" else value
+    def packed_of(n: Expr) -> tuple[Expr, ...]:
+        return packed_shape(n, in_features, weights, hardware)
 
-    # Parsing happens at definition: only the signature asked for is defined.
-    if epilogue == "plain":
+    def finish(value: Expr, row: Expr, output: Expr, buffers: tuple[Any, ...]) -> Expr:
+        bias, gate, scale, addend, second = buffers
+        if "bias" in operands:
+            value = value + bias[output]
+        if activation == "silu":
+            value = silu(value)
+        if "gate" in operands:
+            value = value * gate[row, output]
+        if "scale" in operands:
+            value = value * scale[output]
+        if "addend" in operands:
+            value = value + addend[row, output]
+        if "second" in operands:
+            value = value + second[row, output]
+        return value
 
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            packed_handle: T.handle,
-            weight: T.Buffer(shape, dtype),
-            y_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n, depth = T.int32(), T.int32()
-            x = T.match_buffer(x_handle, (n, depth), "float32")
-            packed = T.match_buffer(packed_handle, packed_of(n), packed_type)
-            y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, depth, lambda value, i, j: activate(value), y)
+    @kernel(**{name: name in operands for name in OPERANDS})
+    def compute(
+        x_handle: T.handle,
+        packed_handle: T.handle,
+        weight: T.Buffer(shape, dtype),
+        bias: T.Buffer((out_features,), "float32"),
+        gate_handle: T.handle,
+        scale: T.Buffer((out_features,), "float32"),
+        addend_handle: T.handle,
+        second_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        n, depth = T.int32(), T.int32()
+        x = T.match_buffer(x_handle, (n, depth), "float32")
+        packed = T.match_buffer(packed_handle, packed_of(n), packed_type)
+        gate = T.match_buffer(gate_handle, (n, out_features), "float32")
+        addend = T.match_buffer(addend_handle, (n, out_features), "float32")
+        second = T.match_buffer(second_handle, (n, out_features), "float32")
+        y = T.match_buffer(y_handle, (n, out_features), "float32")
+        product(
+            x,
+            packed,
+            weight,
+            n,
+            depth,
+            lambda value, i, j: finish(value, i, j, (bias, gate, scale, addend, second)),
+            y,
+        )
 
-    elif epilogue == "bias":
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            packed_handle: T.handle,
-            weight: T.Buffer(shape, dtype),
-            bias: T.Buffer((out_features,), "float32"),
-            y_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n, depth = T.int32(), T.int32()
-            x = T.match_buffer(x_handle, (n, depth), "float32")
-            packed = T.match_buffer(packed_handle, packed_of(n), packed_type)
-            y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, depth, lambda value, i, j: activate(value + bias[j]), y)
-
-    elif epilogue == "gate":
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            packed_handle: T.handle,
-            weight: T.Buffer(shape, dtype),
-            gate_handle: T.handle,
-            y_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n, depth = T.int32(), T.int32()
-            x = T.match_buffer(x_handle, (n, depth), "float32")
-            packed = T.match_buffer(packed_handle, packed_of(n), packed_type)
-            gate = T.match_buffer(gate_handle, (n, out_features), "float32")
-            y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, depth, lambda value, i, j: activate(value) * gate[i, j], y)
-
-    elif epilogue == "residual":
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            packed_handle: T.handle,
-            weight: T.Buffer(shape, dtype),
-            addend_handle: T.handle,
-            y_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n, depth = T.int32(), T.int32()
-            x = T.match_buffer(x_handle, (n, depth), "float32")
-            packed = T.match_buffer(packed_handle, packed_of(n), packed_type)
-            addend = T.match_buffer(addend_handle, (n, out_features), "float32")
-            y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, depth, lambda value, i, j: activate(value) + addend[i, j], y)
-
-    elif epilogue == "residual2":
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            packed_handle: T.handle,
-            weight: T.Buffer(shape, dtype),
-            addend_handle: T.handle,
-            second_handle: T.handle,
-            y_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n, depth = T.int32(), T.int32()
-            x = T.match_buffer(x_handle, (n, depth), "float32")
-            packed = T.match_buffer(packed_handle, packed_of(n), packed_type)
-            addend = T.match_buffer(addend_handle, (n, out_features), "float32")
-            second = T.match_buffer(second_handle, (n, out_features), "float32")
-            y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(
-                x,
-                packed,
-                weight,
-                n,
-                depth,
-                lambda value, i, j: activate(value) + addend[i, j] + second[i, j],
-                y,
-            )
-
-    elif epilogue == "scale_residual":
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            packed_handle: T.handle,
-            weight: T.Buffer(shape, dtype),
-            scale: T.Buffer((out_features,), "float32"),
-            addend_handle: T.handle,
-            y_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n, depth = T.int32(), T.int32()
-            x = T.match_buffer(x_handle, (n, depth), "float32")
-            packed = T.match_buffer(packed_handle, packed_of(n), packed_type)
-            addend = T.match_buffer(addend_handle, (n, out_features), "float32")
-            y = T.match_buffer(y_handle, (n, out_features), "float32")
-            product(x, packed, weight, n, depth, lambda value, i, j: activate(value) * scale[j] + addend[i, j], y)
-
-    else:
-        raise ValueError(f"unknown epilogue {epilogue!r}")
-    return kernel
+    return compute

@@ -8,48 +8,37 @@ scales of both sides. Whatever the number of rows, an output is the same sum in 
 import functools
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.tir_kernels.cpu.byte_dot import byte_dot
 from gecko_mlc.tir_kernels.cpu.reduction import clear, max_lanes, sum_lanes
-from gecko_mlc.tir_kernels.expressions import f32
+from gecko_mlc.tir_kernels.expressions import Expr, f32
 from gecko_mlc.tir_kernels.hardware import CPU, divide
-
-Expr = Any
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.oracles.linear import SMALLEST
 
 PACKED_DTYPE = "int8"
-# Smaller numbers count as zeros: the inverse of their scale would overflow.
-SMALLEST = 1e-30
 # Rows that are left over from whole tiles go in tiles of this many, and then alone.
 SMALL_TILE = 4
 
 
-def rounded(x: np.ndarray, group_size: int) -> np.ndarray:
-    """x [n, K] fp32 as products see it: multiples of max|x| / 127 of each group."""
-    groups = np.pad(x, ((0, 0), (0, -x.shape[1] % group_size))).reshape(len(x), -1, group_size)
-    peak = np.maximum(np.abs(groups).max(-1, keepdims=True), np.float32(SMALLEST))
-    codes = np.rint(groups * (np.float32(127) / peak))
-    return (codes * (peak * np.float32(1 / 127))).reshape(len(x), -1)[:, : x.shape[1]]
-
-
-def packed_shape(n: Expr, features: int, weights: GroupLayout, machine: CPU) -> tuple[Expr, ...]:
+def packed_shape(n: Expr, features: int, weights: GroupLayout, hardware: CPU) -> tuple[Expr, ...]:
     """The shape of what `pack_rows` makes: of each group its bytes, an int32 and a fp32 number."""
     group = weights.quantization
     return n, group.groups(features), group.group_size + 8
 
 
 @functools.cache
-def pack_rows(features: int, weights: GroupLayout, machine: CPU) -> tirx.PrimFunc:
+def pack_rows(features: int, weights: GroupLayout, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, K]) → packed [n, groups, group + 8]: the inputs of each group as bytes, in the order in which a
     word's codes are taken out; what sums start from; the scale."""
     group = weights.quantization
     size, groups = group.group_size, group.groups(features)
-    width, per_word, parts = machine.width(size), weights.codes_per_word, weights.codes_per_word // 4
+    width, per_word, parts = hardware.width(size), weights.codes_per_word, weights.codes_per_word // 4
     # Codes count from 0, weights from -largest.
-    offset = byte_dot(machine, 2 * group.largest).zero - group.largest
+    offset = byte_dot(hardware, 2 * group.largest).zero - group.largest
 
     def source(place: Expr) -> Expr:
         """The input whose byte goes to `place` of its group: words give every `parts`-th code at a time."""
@@ -79,9 +68,8 @@ def pack_rows(features: int, weights: GroupLayout, machine: CPU) -> tirx.PrimFun
         packed[i, g, T.ramp(size, 1, 4)] = T.reinterpret("int8x4", total[0] * offset)
         packed[i, g, T.ramp(size + 4, 1, 4)] = T.reinterpret("int8x4", peak[0] * f32(1 / 127))
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(x_handle: T.handle, packed_handle: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(x_handle: T.handle, packed_handle: T.handle):
         n = T.int32()
         x = T.match_buffer(x_handle, (n, features), "float32")
         packed = T.match_buffer(packed_handle, (n, groups, size + 8), "int8")
@@ -100,21 +88,21 @@ def pack_rows(features: int, weights: GroupLayout, machine: CPU) -> tirx.PrimFun
                     )
                 pack(packed, rest, i, features // size)
 
-    return kernel
+    return compute
 
 
-def product(in_features: int, out_features: int, weights: GroupLayout, machine: CPU) -> Any:
+def product(in_features: int, out_features: int, weights: GroupLayout, hardware: CPU) -> Any:
     """An inline function (x, packed, weight, n, depth, finish, y) that writes finish(x Wᵀ, row, output) to y [n, out].
 
     `packed` is what `pack_rows` makes of x; `depth` is x's width as the kernel's arguments tell it.
     """
-    group, lanes = weights.quantization, machine.lanes
+    group, lanes = weights.quantization, hardware.lanes
     size, words, parts = group.group_size, weights.words_per_group, weights.codes_per_word // 4
-    dot = byte_dot(machine, 2 * group.largest)
+    dot = byte_dot(hardware, 2 * group.largest)
     scale_words = lanes if group.scale_dtype == "float32" else lanes // 2
     offset, span, span_words = (f(in_features) for f in (weights.scale_offset, weights.span, weights.span_words))
     # An exact sum and a sum of groups for each row; codes, scales and constants want registers too.
-    tile_rows = (machine.registers - 8) // 2
+    tile_rows = (hardware.registers - 8) // 2
 
     def part_of(word: Expr, part: Expr) -> Expr:
         """Four of a word's codes, one in every byte."""

@@ -5,113 +5,27 @@ candidates tied at a threshold are all kept. A seed and a count of tokens decide
 """
 
 import functools
-from typing import Any, NamedTuple
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.library import RECENT_TOKENS, SAMPLING_PARAMETERS
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
-from gecko_mlc.tir_kernels.expressions import MASKED, exp, f32
+from gecko_mlc.tir_kernels.expressions import MASKED, Expr, exp, f32
 from gecko_mlc.tir_kernels.hardware import CPU
-
-Expr = Any
-
-_PARITY = 0x1BD11BDA
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
-class Settings(NamedTuple):
-    """One row of the `sampling` state; 0 turns temperature (greedy), top_k and min_p off."""
-
-    temperature: float = 1.0
-    top_k: float = 0.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-
-
-def threefry(seed: tuple[int, int], counter: int) -> int:
-    """First word of Threefry-2x32-20 of (counter, 0) under the key `seed`."""
-    word = 2**32 - 1
-    keys = (seed[0] & word, seed[1] & word, (seed[0] ^ seed[1] ^ _PARITY) & word)
-    x0, x1 = (counter + keys[0]) & word, keys[1]
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x0 = (x0 + x1) & word
-            x1 = (x1 << rotation | x1 >> (32 - rotation)) & word ^ x0
-        x0 = (x0 + keys[(group + 1) % 3]) & word
-        x1 = (x1 + keys[(group + 2) % 3] + group + 1) & word
-    return x0
-
-
-@T.inline
-def _rotate_and_mix(x, rotation):
-    x[0] = x[0] + x[1]
-    x[1] = (x[1] << T.uint32(rotation)) | (x[1] >> T.uint32(32 - rotation))
-    x[1] = x[1] ^ x[0]
-
-
-@T.inline
-def _threefry_group(x, keys, group):
-    _rotate_and_mix(x, _ROTATIONS[group % 2][0])
-    _rotate_and_mix(x, _ROTATIONS[group % 2][1])
-    _rotate_and_mix(x, _ROTATIONS[group % 2][2])
-    _rotate_and_mix(x, _ROTATIONS[group % 2][3])
-    x[0] = x[0] + keys[(group + 1) % 3]
-    x[1] = x[1] + keys[(group + 2) % 3] + T.uint32(group + 1)
-
-
-@T.inline
-def random_word(x, keys, random, slot):
-    """x[0] = threefry(random[slot, 0:2], random[slot, 2]), with buffers x [2] and keys [3]."""
-    keys[0] = T.reinterpret("uint32", random[slot, 0])
-    keys[1] = T.reinterpret("uint32", random[slot, 1])
-    keys[2] = keys[0] ^ keys[1] ^ T.uint32(_PARITY)
-    x[0] = T.reinterpret("uint32", random[slot, 2]) + keys[0]
-    x[1] = keys[1]
-    _threefry_group(x, keys, 0)
-    _threefry_group(x, keys, 1)
-    _threefry_group(x, keys, 2)
-    _threefry_group(x, keys, 3)
-    _threefry_group(x, keys, 4)
-
-
-def oracle(logits: np.ndarray, settings: Settings, counts: np.ndarray, seed: tuple[int, int], counter: int) -> int:
-    """The token drawn from fp32 logits [O], with counts [O] of the tokens drawn before."""
-    scores = logits.astype(np.float32).copy()
-    seen = counts > 0
-    scaled = np.where(scores > 0, scores / settings.repetition_penalty, scores * settings.repetition_penalty)
-    scores = np.where(seen, scaled - settings.presence_penalty, scores)
-    scores = (scores - settings.frequency_penalty * counts).astype(np.float32)
-    if settings.temperature <= 0:
-        return int(scores.argmax())
-    scores = (scores / np.float32(settings.temperature)).astype(np.float32)
-    weights = np.exp(scores - scores.max())
-    if settings.top_k > 0:
-        kept = np.sort(scores)[-min(int(settings.top_k), len(scores))]
-        weights[scores < kept] = 0
-    if settings.top_p < 1:
-        order = np.sort(weights)[::-1]
-        reached = np.searchsorted(np.cumsum(order), settings.top_p * weights.sum())
-        weights[weights < order[min(reached, len(order) - 1)]] = 0
-    weights[weights < settings.min_p] = 0
-    draw = (threefry(seed, counter) >> 8) / 2**24 * weights.sum()
-    return int(np.searchsorted(np.cumsum(weights), draw, side="right"))
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.threefry import random_word
 
 
 @functools.cache
-def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.PrimFunc:
+def sample(outputs: int, candidates: int, slots: int, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (slots [b], logits [S, O], sampling [S, 7], random [S, 3] (seed, counter), counts [S, O],
     token [S], recent [S, 64]) → scores, weights [b, O] (scratch).
 
     Draws one of the first `candidates` outputs for each named slot, and updates random, counts, token and
     recent in place. A temperature of 0 takes the first largest score.
     """
-    width = machine.width(candidates)
+    width = hardware.width(candidates)
 
     def ordered(bits: Expr) -> Expr:
         """uint32 bits of a float, made monotone."""
@@ -127,8 +41,8 @@ def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.Prim
                 lanes[0, lane] = lanes[0, lane] + term(o * width + lane)
         sum_lanes(total, lanes, 1, width)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         slots_handle: T.handle,
         logits: T.Buffer((slots, outputs), "float32"),
         sampling: T.Buffer((slots, len(SAMPLING_PARAMETERS)), "float32"),
@@ -139,7 +53,6 @@ def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.Prim
         scores_handle: T.handle,
         weights_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         scores = T.match_buffer(scores_handle, (b, outputs), "float32")
@@ -235,29 +148,21 @@ def sample(outputs: int, candidates: int, slots: int, machine: CPU) -> tirx.Prim
             recent[slot, random[slot, 2] % RECENT_TOKENS] = chosen[0]
             random[slot, 2] = random[slot, 2] + 1
 
-    return kernel
-
-
-def score_oracle(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """logits [n, O], targets [n] → log-probabilities [n] of the targets, entropies [n] in nats."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return log_p[np.arange(len(targets)), targets], -(np.exp(log_p) * log_p).sum(-1)
+    return compute
 
 
 @functools.cache
-def score(outputs: int, machine: CPU) -> tirx.PrimFunc:
+def score(outputs: int, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (logits [n, O], targets [n] int32) → log-probabilities [n], entropies [n], all fp32."""
-    width = machine.width(outputs)
+    width = hardware.width(outputs)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         logits_handle: T.handle,
         targets_handle: T.handle,
         log_probabilities_handle: T.handle,
         entropies_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         logits = T.match_buffer(logits_handle, (n, outputs), "float32")
         targets = T.match_buffer(targets_handle, (n,), "int32")
@@ -285,4 +190,4 @@ def score(outputs: int, machine: CPU) -> tirx.PrimFunc:
             log_probabilities[i] = logits[i, targets[i]] - maximum[0] - T.log(total[0])
             entropies[i] = T.log(total[0]) - mean[0] / total[0]
 
-    return kernel
+    return compute

@@ -2,14 +2,12 @@
 
 import functools
 import math
-from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
+from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.phase import Phase
-
-Expr = Any
 
 
 @functools.cache
@@ -19,32 +17,30 @@ def advance(phase: Phase, slots: int) -> tirx.PrimFunc:
     Right after a chunk's last token the offset is C, until `end_chunk`.
     """
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(tokens_handle: T.handle, slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(tokens_handle: T.handle, slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
         n = T.int32()
         _tokens = T.match_buffer(tokens_handle, (n,), "int32")
         slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
         for s in T.serial(phase.sequences(n)):
             position[slot_ids[s], 1] = position[slot_ids[s], 1] + phase.length(n)
 
-    return kernel
+    return compute
 
 
 @functools.cache
 def next_chunk(slots: int) -> tirx.PrimFunc:
     """Kernel (slots [b], position [S, 2]): on to offset 0 of the next chunk."""
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         for s in T.serial(b):
             position[slot_ids[s], 0] = position[slot_ids[s], 0] + 1
             position[slot_ids[s], 1] = 0
 
-    return kernel
+    return compute
 
 
 @functools.cache
@@ -52,14 +48,13 @@ def copy(slots: int, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
     """Kernel (slots [2]: source, destination; tensor [S, *shape]): copy one slot's part, in place."""
     size = math.prod(shape)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(slot_ids: T.Buffer((2,), "int32"), tensor: T.Buffer((slots, *shape), dtype)):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(slot_ids: T.Buffer((2,), "int32"), tensor: T.Buffer((slots, *shape), dtype)):
         flat = T.decl_buffer((slots, size), dtype, data=tensor.data)
         for i in T.serial(size):
             flat[slot_ids[1], i] = flat[slot_ids[0], i]
 
-    return kernel
+    return compute
 
 
 @functools.cache
@@ -68,9 +63,8 @@ def fill(slots: int, shape: tuple[int, ...], dtype: str, value: float) -> tirx.P
     size = math.prod(shape)
     constant = tirx.const(int(value) if dtype.startswith("int") else value, dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(slots_handle: T.handle, tensor: T.Buffer((slots, *shape), dtype)):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def compute(slots_handle: T.handle, tensor: T.Buffer((slots, *shape), dtype)):
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         flat = T.decl_buffer((slots, size), dtype, data=tensor.data)
@@ -78,4 +72,4 @@ def fill(slots: int, shape: tuple[int, ...], dtype: str, value: float) -> tirx.P
             for i in T.serial(size):
                 flat[slot_ids[s], i] = constant
 
-    return kernel
+    return compute

@@ -4,60 +4,30 @@ A sequence is either `length` tokens of one slot (prefill) or one token of each 
 """
 
 import functools
-import math
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
 from gecko_mlc.tir_kernels.expressions import average_weight
 from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.phase import Phase
-
-
-def oracle(
-    x: np.ndarray,
-    mean: np.ndarray,
-    var: np.ndarray,
-    count: int,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    betas: tuple[float, float],
-    eps: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens x [L, D] after `count` others with moments mean, var [G] → y [L, D], mean, var."""
-    y = np.empty_like(x)
-    for t, row in enumerate(x):
-        groups = row.reshape(len(mean), -1)
-        w1, w2 = ((1 - b) / -math.expm1((count + t + 1) * math.log(b)) for b in betas)
-        mean = mean + w1 * (groups.mean(1) - mean)
-        var = var + w2 * (groups.var(1) - var)
-        y[t] = ((groups - mean[:, None]) / np.sqrt(var + eps)[:, None]).ravel() * (1 + weight) + bias
-    return y, mean, var
+from gecko_mlc.tir_kernels.shapes import TimestepNorm
 
 
 @functools.cache
-def timestep_norm(
-    phase: Phase,
-    dim: int,
-    groups: int,
-    slots: int,
-    chunk_size: int,
-    betas: tuple[float, float],
-    eps: float,
-    machine: CPU,
-) -> tirx.PrimFunc:
+def timestep_norm(phase: Phase, norm: TimestepNorm, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (x [n, D], weight [D], bias [D], slots, position, mean [S, G], var [S, G]) → y [n, D].
 
     All fp32; `mean` and `var` of the named slots are updated in place.
     """
+    dim, groups, slots = norm.dim, norm.groups, norm.slots
     size = dim // groups
-    width = machine.width(size)
-    beta1, beta2 = betas
+    width = hardware.width(size)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         x_handle: T.handle,
         weight: T.Buffer((dim,), "float32"),
         bias: T.Buffer((dim,), "float32"),
@@ -67,7 +37,6 @@ def timestep_norm(
         var: T.Buffer((slots, groups), "float32"),
         y_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         x = T.match_buffer(x_handle, (n, dim), "float32")
         y = T.match_buffer(y_handle, (n, dim), "float32")
@@ -97,11 +66,11 @@ def timestep_norm(
         for s in T.serial(phase.sequences(n)):
             for t in T.serial(phase.length(n)):
                 weights = T.alloc_buffer((2,))
-                count = T.Cast("float32", position[slot_ids[s], 0]) * T.float32(chunk_size) + T.Cast(
+                count = T.Cast("float32", position[slot_ids[s], 0]) * T.float32(norm.chunk_size) + T.Cast(
                     "float32", position[slot_ids[s], 1] + t + 1
                 )
-                weights[0] = average_weight(count, beta1)
-                weights[1] = average_weight(count, beta2)
+                weights[0] = average_weight(count, norm.betas[0])
+                weights[1] = average_weight(count, norm.betas[1])
                 for g in T.serial(groups):
                     mean[slot_ids[s], g] = mean[slot_ids[s], g] + weights[0] * (
                         y[phase.row(s, t), g * size] - mean[slot_ids[s], g]
@@ -116,11 +85,11 @@ def timestep_norm(
             for g in T.serial(groups):
                 moments = T.alloc_buffer((2,))
                 moments[0] = y[i, g * size]
-                moments[1] = T.float32(1) / T.sqrt(y[i, g * size + 1] + T.float32(eps))
+                moments[1] = T.float32(1) / T.sqrt(y[i, g * size + 1] + T.float32(norm.eps))
                 for k in T.serial(size // width):
                     for lane in T.vectorized(width):
                         y[i, g * size + k * width + lane] = (x[i, g * size + k * width + lane] - moments[0]) * moments[
                             1
                         ] * (T.float32(1) + weight[g * size + k * width + lane]) + bias[g * size + k * width + lane]
 
-    return kernel
+    return compute

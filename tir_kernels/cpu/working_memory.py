@@ -2,161 +2,133 @@
 
 import functools
 import math
-from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cpu.reduction import clear
-from gecko_mlc.tir_kernels.cpu.value_cache import value_loader, without_scales
 from gecko_mlc.tir_kernels.expressions import exp, loader
 from gecko_mlc.tir_kernels.hardware import CPU, divide
+from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.phase import Phase
-
-Expr = Any
-
-
-def read_oracle(weights: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    """Read weights [n, Z] (softmax per head), memory [H, dz, dv] → [n, E]."""
-    per_head = weights.reshape(len(weights), *memory.shape[:2])
-    return np.einsum("nha,had->nhd", per_head, memory).reshape(len(weights), -1)
-
-
-def write_oracle(
-    keys: np.ndarray, values: np.ndarray, memory: np.ndarray, log_norm: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Absorb keys [C, Z] and values [C, E] into memory [H, dz, dv], log_norm [H, dz]."""
-    heads, size, _ = memory.shape
-    ak, v = keys.reshape(-1, heads, size), values.reshape(len(values), heads, -1)
-    kappa = np.exp(ak - ak.max(-1, keepdims=True))
-    kappa /= kappa.sum(-1, keepdims=True)
-    error = v - np.einsum("jha,had->jhd", kappa, memory)
-    mass = np.exp(ak).sum(0)
-    update = np.einsum("jha,jhd->had", np.exp(ak) / mass, error)
-    total = np.logaddexp(log_norm, np.log(mass))
-    rho = np.exp(np.log(mass) - total)[..., None]
-    return (1 - rho) * memory + rho * update, total
+from gecko_mlc.tir_kernels.shapes import Window
+from gecko_mlc.tir_kernels.value_cache import value_loader
 
 
 @functools.cache
-def read(phase: Phase, z_dim: int, value_dim: int, heads: int, slots: int, machine: CPU) -> tirx.PrimFunc:
+def read(phase: Phase, window: Window, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (weights [n, Z], sca [n, E], gate [n, E], slots, position, memory [S, H, dz, dv])
     → y [n, E] = sca ⊙ gate + weights · memory (the merge of 2.8), all fp32.
 
     The first two chunks find an empty memory and do not read it.
     """
-    size, value_size = z_dim // heads, value_dim // heads
-    width = machine.width(value_size)
+    heads, dz, dv = window.heads, window.head_dim, window.value_head_dim
+    width = hardware.width(dv)
     # One row takes long runs of memory, several share what is loaded.
-    tile, most = (1, machine.registers // 4) if phase is Phase.DECODE else (machine.registers // 4, 2)
-    vectors = math.gcd(value_size // width, most)
+    tile, most = (1, hardware.registers // 4) if phase is Phase.DECODE else (hardware.registers // 4, 2)
+    vectors = math.gcd(dv // width, most)
     columns = width * vectors
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         weights_handle: T.handle,
         sca_handle: T.handle,
         gate_handle: T.handle,
         slots_handle: T.handle,
-        position: T.Buffer((slots, 2), "int32"),
-        memory: T.Buffer((slots, heads, size, value_size), "float32"),
+        position: T.Buffer((window.slots, 2), "int32"),
+        memory: T.Buffer(window.memory, "float32"),
         y_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
-        weights = T.match_buffer(weights_handle, (n, z_dim), "float32")
-        sca = T.match_buffer(sca_handle, (n, value_dim), "float32")
-        gate = T.match_buffer(gate_handle, (n, value_dim), "float32")
+        weights = T.match_buffer(weights_handle, (n, window.z_dim), "float32")
+        sca = T.match_buffer(sca_handle, (n, window.value_dim), "float32")
+        gate = T.match_buffer(gate_handle, (n, window.value_dim), "float32")
         slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
-        y = T.match_buffer(y_handle, (n, value_dim), "float32")
-        for task in T.parallel(divide(n, tile) * heads * (value_size // columns)):
+        y = T.match_buffer(y_handle, (n, window.value_dim), "float32")
+        for task in T.parallel(divide(n, tile) * heads * (dv // columns)):
             sums = T.alloc_buffer((tile, columns))
-            first: T.let = task // (heads * (value_size // columns)) * tile
-            h: T.let = task // (value_size // columns) % heads
-            column: T.let = task % (value_size // columns) * columns
+            first: T.let = task // (heads * (dv // columns)) * tile
+            h: T.let = task // (dv // columns) % heads
+            column: T.let = task % (dv // columns) * columns
             slot: T.let = slot_ids[phase.sequence(first)]
             clear(sums, tile, columns)
-            for a in T.serial(T.Select(position[slot, 0] >= 2, size, 0)):
+            for a in T.serial(T.Select(position[slot, 0] >= 2, dz, 0)):
                 for i in T.unroll(tile):
                     for v in T.unroll(vectors):
                         for lane in T.vectorized(width):
                             sums[i, v * width + lane] = (
                                 sums[i, v * width + lane]
-                                + weights[T.min(first + i, n - 1), h * size + a]
+                                + weights[T.min(first + i, n - 1), h * dz + a]
                                 * memory[slot, h, a, column + v * width + lane]
                             )
             for i in T.serial(T.min(tile, n - first)):
                 for lane in T.vectorized(columns):
-                    y[first + i, h * value_size + column + lane] = (
-                        sca[first + i, h * value_size + column + lane] * gate[first + i, h * value_size + column + lane]
-                        + sums[i, lane]
+                    y[first + i, h * dv + column + lane] = (
+                        sca[first + i, h * dv + column + lane] * gate[first + i, h * dv + column + lane] + sums[i, lane]
                     )
 
-    return kernel
+    return compute
 
 
 @functools.cache
-def write_weights(z_dim: int, heads: int, slots: int, chunk_size: int, cache_dtype: str) -> tirx.PrimFunc:
+def write_weights(window: Window) -> tirx.PrimFunc:
     """Kernel (slots [b], position, memory_keys [S, 2, C, Z], log_norm [S, H, dz])
     → kappa [b, H, C, dz], shares [b, H, C, dz], rho [b, H, dz].
 
     Of the chunk before the one that ends: softmax over features, softmax over positions, and the part of
     the accumulated mass; `log_norm` is updated in place. Does nothing at the end of chunk 0.
     """
-    size = z_dim // heads
+    heads, chunk_size, dz = window.heads, window.chunk_size, window.head_dim
+    load = loader(window.key_dtype)
 
-    load = loader(cache_dtype)
-
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         slots_handle: T.handle,
-        position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
-        log_norm: T.Buffer((slots, heads, size), "float32"),
+        position: T.Buffer((window.slots, 2), "int32"),
+        keys: T.Buffer(window.keys, window.key_dtype),
+        log_norm: T.Buffer(window.log_norm, "float32"),
         kappa_handle: T.handle,
         shares_handle: T.handle,
         rho_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-        kappa = T.match_buffer(kappa_handle, (b, heads, chunk_size, size), "float32")
-        shares = T.match_buffer(shares_handle, (b, heads, chunk_size, size), "float32")
-        rho = T.match_buffer(rho_handle, (b, heads, size), "float32")
+        kappa = T.match_buffer(kappa_handle, (b, heads, chunk_size, dz), "float32")
+        shares = T.match_buffer(shares_handle, (b, heads, chunk_size, dz), "float32")
+        rho = T.match_buffer(rho_handle, (b, heads, dz), "float32")
         for task in T.parallel(b * heads):
-            maximum = T.alloc_buffer((size,), "float32")
-            total = T.alloc_buffer((size,), "float32")
+            maximum = T.alloc_buffer((dz,), "float32")
+            total = T.alloc_buffer((dz,), "float32")
             row = T.alloc_buffer((2,))
             i: T.let = task // heads
             h: T.let = task % heads
             slot: T.let = slot_ids[i]
             if position[slot, 0] >= 1:
                 parity: T.let = (position[slot, 0] + 1) % 2
-                for a in T.serial(size):
-                    maximum[a] = load(keys, slot, parity, 0, h * size + a)
+                for a in T.serial(dz):
+                    maximum[a] = load(keys, slot, parity, 0, h * dz + a)
                     total[a] = T.float32(0)
                 for j in T.serial(chunk_size):
-                    row[0] = load(keys, slot, parity, j, h * size)
-                    for a in T.serial(size):
-                        row[0] = T.max(row[0], load(keys, slot, parity, j, h * size + a))
-                        maximum[a] = T.max(maximum[a], load(keys, slot, parity, j, h * size + a))
-                    for a in T.serial(size):
-                        kappa[i, h, j, a] = exp(load(keys, slot, parity, j, h * size + a) - row[0])
+                    row[0] = load(keys, slot, parity, j, h * dz)
+                    for a in T.serial(dz):
+                        row[0] = T.max(row[0], load(keys, slot, parity, j, h * dz + a))
+                        maximum[a] = T.max(maximum[a], load(keys, slot, parity, j, h * dz + a))
+                    for a in T.serial(dz):
+                        kappa[i, h, j, a] = exp(load(keys, slot, parity, j, h * dz + a) - row[0])
                     row[1] = T.float32(0)
-                    for a in T.serial(size):
+                    for a in T.serial(dz):
                         row[1] = row[1] + kappa[i, h, j, a]
-                    for a in T.serial(size):
+                    for a in T.serial(dz):
                         kappa[i, h, j, a] = kappa[i, h, j, a] / row[1]
                 for j in T.serial(chunk_size):
-                    for a in T.serial(size):
-                        shares[i, h, j, a] = exp(load(keys, slot, parity, j, h * size + a) - maximum[a])
-                    for a in T.serial(size):
+                    for a in T.serial(dz):
+                        shares[i, h, j, a] = exp(load(keys, slot, parity, j, h * dz + a) - maximum[a])
+                    for a in T.serial(dz):
                         total[a] = total[a] + shares[i, h, j, a]
                 for j in T.serial(chunk_size):
-                    for a in T.serial(size):
+                    for a in T.serial(dz):
                         shares[i, h, j, a] = shares[i, h, j, a] / total[a]
-                for a in T.serial(size):
+                for a in T.serial(dz):
                     # ln λ, then ℓ' = logaddexp(ℓ, ln λ) and ρ = exp(ln λ − ℓ').
                     total[a] = maximum[a] + T.log(total[a])
                     maximum[a] = T.max(total[a], log_norm[slot, h, a])
@@ -165,55 +137,46 @@ def write_weights(z_dim: int, heads: int, slots: int, chunk_size: int, cache_dty
                     )
                     rho[i, h, a] = exp(total[a] - log_norm[slot, h, a])
 
-    return kernel
+    return compute
 
 
 @functools.cache
-def write(
-    z_dim: int,
-    value_dim: int,
-    heads: int,
-    slots: int,
-    chunk_size: int,
-    value_dtype: str,
-    machine: CPU,
-) -> tirx.PrimFunc:
+def write(window: Window, hardware: CPU) -> tirx.PrimFunc:
     """Kernel (kappa, shares [b, H, C, dz], rho [b, H, dz], slots [b], position, values [S, 2, C, E],
     value_scales [S, 2, C, H] of int8 values, memory [S, H, dz, dv]): the delta rule, `memory` updated in place.
     Does nothing at the end of chunk 0.
     """
-    size, value_size = z_dim // heads, value_dim // heads
-    width = machine.width(value_size)
-    vectors = 2 if value_size % (2 * width) == 0 else 1
+    heads, chunk_size, dz, dv = window.heads, window.chunk_size, window.head_dim, window.value_head_dim
+    width = hardware.width(dv)
+    vectors = 2 if dv % (2 * width) == 0 else 1
     columns = width * vectors
     # Positions, and then features, that share a register tile.
-    tile = machine.registers // 4
-    position_tile, feature_tile = (_divisor(extent, tile) for extent in (chunk_size, size))
+    tile = hardware.registers // 4
+    position_tile, feature_tile = (_divisor(extent, tile) for extent in (chunk_size, dz))
 
-    load = value_loader(value_dtype)
+    load = value_loader(window.value_dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel(value_scales=window.scaled)
+    def compute(
         kappa_handle: T.handle,
         shares_handle: T.handle,
         rho_handle: T.handle,
         slots_handle: T.handle,
-        position: T.Buffer((slots, 2), "int32"),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), value_dtype),
-        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
-        memory: T.Buffer((slots, heads, size, value_size), "float32"),
+        position: T.Buffer((window.slots, 2), "int32"),
+        values: T.Buffer(window.values, window.value_dtype),
+        value_scales: T.Buffer(window.value_scales, "float32"),
+        memory: T.Buffer(window.memory, "float32"),
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
-        kappa = T.match_buffer(kappa_handle, (b, heads, chunk_size, size), "float32")
-        shares = T.match_buffer(shares_handle, (b, heads, chunk_size, size), "float32")
-        rho = T.match_buffer(rho_handle, (b, heads, size), "float32")
+        kappa = T.match_buffer(kappa_handle, (b, heads, chunk_size, dz), "float32")
+        shares = T.match_buffer(shares_handle, (b, heads, chunk_size, dz), "float32")
+        rho = T.match_buffer(rho_handle, (b, heads, dz), "float32")
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
-        for task in T.parallel(b * heads * (value_size // columns)):
+        for task in T.parallel(b * heads * (dv // columns)):
             error = T.alloc_buffer((chunk_size, columns), "float32")
-            i: T.let = task // (heads * (value_size // columns))
-            h: T.let = task // (value_size // columns) % heads
-            column: T.let = task % (value_size // columns) * columns
+            i: T.let = task // (heads * (dv // columns))
+            h: T.let = task // (dv // columns) % heads
+            column: T.let = task % (dv // columns) * columns
             slot: T.let = slot_ids[i]
             if position[slot, 0] >= 1:
                 parity: T.let = (position[slot, 0] + 1) % 2
@@ -221,7 +184,7 @@ def write(
                 for block in T.serial(chunk_size // position_tile):
                     sums = T.alloc_buffer((position_tile, columns))
                     clear(sums, position_tile, columns)
-                    for a in T.serial(size):
+                    for a in T.serial(dz):
                         for j in T.unroll(position_tile):
                             for v in T.unroll(vectors):
                                 for lane in T.vectorized(width):
@@ -240,12 +203,12 @@ def write(
                                     slot,
                                     parity,
                                     block * position_tile + j,
-                                    h * value_size + column + lane,
+                                    h * dv + column + lane,
                                 )
                                 - sums[j, lane]
                             )
                 # 2. M ← (1 − ρ) M + ρ U with U = sharesᵀ e.
-                for block in T.serial(size // feature_tile):
+                for block in T.serial(dz // feature_tile):
                     update = T.alloc_buffer((feature_tile, columns))
                     clear(update, feature_tile, columns)
                     for j in T.serial(chunk_size):
@@ -264,7 +227,7 @@ def write(
                                 update[a, lane] - memory[slot, h, block * feature_tile + a, column + lane]
                             )
 
-    return without_scales(kernel, value_dtype)
+    return compute
 
 
 def _divisor(extent: int, limit: int) -> int:

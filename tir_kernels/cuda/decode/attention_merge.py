@@ -3,13 +3,12 @@
 
 import functools
 import math
-from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.formats.group_quantization import WeightFormat
-from gecko_mlc.tir_kernels.cuda.decode.attention import part_length, parts, visible_positions
+from gecko_mlc.tir_kernels.cuda.decode.attention_window import part_length, parts, visible_positions
+from gecko_mlc.tir_kernels.cuda.gemv.schedule import Matrices
 from gecko_mlc.tir_kernels.cuda.prefill.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     lane_sum,
@@ -18,52 +17,45 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     warp_maximum,
     warp_sum,
 )
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import RoundedRow, rounded_row, row_elements
-from gecko_mlc.tir_kernels.cuda.quantized.rounding import round_vectors
+from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row, row_shape
+from gecko_mlc.tir_kernels.cuda.quantized.quantize import quantize_vectors
 from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
-
-Expr = Any
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import Window
 
 THREADS = 256
 # Vectors of the memory that a thread has on their way, and columns that make enough blocks.
 LOADS, BLOCKS = 8, 264
 
 
-def _columns(value_size: int, heads: int, dtype: str) -> tuple[int, int]:
+def _columns(window: Window) -> tuple[int, int]:
     """Vectors of columns of a block, and columns of a vector."""
-    width = math.gcd(value_size, 4 if dtype == "float32" else 8)
-    return 8 if value_size // width * heads >= 8 * BLOCKS // 2 else 4, width
+    width = math.gcd(window.value_head_dim, 4 if window.key_dtype == "float32" else 8)
+    return 8 if window.value_head_dim // width * window.heads >= 8 * BLOCKS // 2 else 4, width
 
 
-def rounded_merge(value_dim: int, heads: int, dtype: str, weights: WeightFormat, rows: int) -> RoundedRow | None:
-    """How the kernel rounds what it makes, for a product of up to `rows` rows with `weights`."""
-    value_size = value_dim // heads
-    return rounded_row(value_dim, math.gcd(value_size, math.prod(_columns(value_size, heads, dtype))), weights, rows)
+def quantized_output(window: Window, matrices: Matrices) -> QuantizedRow | None:
+    """How `merge` quantizes what it makes, for a GEMV."""
+    block_features = math.gcd(window.value_head_dim, math.prod(_columns(window)))
+    return quantized_row(window.value_dim, block_features, matrices.weights, matrices.rows)
 
 
 @functools.cache
-def merge(
-    z_dim: int,
-    value_dim: int,
-    heads: int,
-    slots: int,
-    chunk_size: int,
-    eps: float,
-    dtype: str,
-    outgoing: RoundedRow | None = None,
-) -> tirx.PrimFunc:
+def merge(window: Window, outgoing: QuantizedRow | None = None) -> tirx.PrimFunc:
     """Kernel (z [b, Z], gamma [4, Z], beta [4, Z], partial [b, H, P, dv], statistics [b, H, P, 2], r [b, E],
     slots [b], position, memory [S, H, dz, dv]) → y [b, E] = attention ⊙ r + softmax(aq) · memory.
 
-    `partial` and `statistics` are those of `attend`. The memory is of `dtype`, all else fp32, or y `outgoing` rounded.
+    `partial` and `statistics` are those of `attend`. The memory is of the keys' dtype, all else fp32, or y quantized
+    (`outgoing`).
     """
-    size, value_size = z_dim // heads, value_dim // heads
+    z_dim, value_dim, heads, chunk_size = window.z_dim, window.value_dim, window.heads, window.chunk_size
+    size, value_size, dtype = window.head_dim, window.value_head_dim, window.key_dtype
     count = parts(chunk_size, heads)
     # A block has `lanes` vectors of columns of a head; `groups` rows of the memory, or parts, at a time.
-    lanes, width = _columns(value_size, heads, dtype)
+    lanes, width = _columns(window)
     part = math.gcd(width, 4)
     vectors = value_size // width
-    row_width, row_dtype = row_elements(value_dim, outgoing)
+    row_width, row_dtype = row_shape(value_dim, outgoing)
     groups, warps = THREADS // lanes, THREADS // 32
     half = warps // 2
     tiles = -(-vectors // lanes)
@@ -72,8 +64,8 @@ def merge(
     rounds, statistic_rounds = -(-size // 32), -(-count // 32)
     load, group_sum = loader(dtype), lane_sum(32 // lanes, lanes)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def merge_parts(
         z_handle: T.handle,
         gamma: T.Buffer((4, z_dim), "float32"),
         beta: T.Buffer((4, z_dim), "float32"),
@@ -81,11 +73,10 @@ def merge(
         statistics_handle: T.handle,
         r_handle: T.handle,
         slots_handle: T.handle,
-        position: T.Buffer((slots, 2), "int32"),
-        memory: T.Buffer((slots, heads, size, value_size), dtype),
+        position: T.Buffer((window.slots, 2), "int32"),
+        memory: T.Buffer(window.memory, dtype),
         y_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         z = T.match_buffer(z_handle, (b, z_dim), "float32")
         partial = T.match_buffer(partial_handle, (b, heads, count, value_size), "float32")
@@ -190,7 +181,7 @@ def merge(
                 for k in T.unroll(rounds):
                     if k * 32 + lane < size:
                         total[0] = total[0] + aq[k] * aq[k]
-                scale[0] = T.float32(1) / T.sqrt(warp_sum(total[0]) / T.float32(size) + T.float32(eps))
+                scale[0] = T.float32(1) / T.sqrt(warp_sum(total[0]) / T.float32(size) + T.float32(window.eps))
                 maximum[0] = f32(MASKED)
                 for k in T.unroll(rounds):
                     if k * 32 + lane < size:
@@ -246,7 +237,7 @@ def merge(
                 totals[tx] = total[0]
         if outgoing is not None:
             T.tvm_storage_sync("shared")
-            round_vectors(outgoing, lanes * width // outgoing.codes, THREADS)(
+            quantize_vectors(outgoing, lanes * width // outgoing.codes, THREADS)(
                 totals,
                 0,
                 (head * value_size + tile * lanes * width) // outgoing.codes,
@@ -256,4 +247,4 @@ def merge(
                 tx,
             )
 
-    return kernel
+    return merge_parts

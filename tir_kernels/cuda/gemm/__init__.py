@@ -1,1 +1,1 @@
-"""Products of many rows, on the tensor cores."""
+"""GEMM: tiles of matrices in shared memory, multiplied on the tensor cores or in fp32 FMAs."""

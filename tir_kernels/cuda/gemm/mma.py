@@ -1,14 +1,13 @@
-"""Products of tiles in shared memory on the tensor cores: `wgmma` on sm_90, `mma` elsewhere.
+"""MMAs of tiles in shared memory on the tensor cores: `wgmma` on sm_90, `mma` elsewhere.
 
-A tile is rows of 64 16-bit values, 128 bytes, at an address that 1024 divides. The 16 bytes of chunk k in row r lie
-at chunk k XOR r mod 8: what `wgmma` calls its 128-byte swizzle, and free of bank conflicts for `ldmatrix`.
+A tile has rows of 64 16-bit values, 128 bytes, at an address that 1024 divides. The 16 bytes of chunk k in row r lie
+at chunk k XOR r mod 8: the 128-byte swizzle of `wgmma`, free of bank conflicts for `ldmatrix`.
 
-Four warps multiply 64 rows. Of a product [64, N], thread t of the 128 holds in sums[4·j + 2·i + v] row
+Four warps multiply 64 rows. Of accumulators [64, N], thread t of the 128 holds in sums[4·j + 2·i + v] row
 16·(t / 32) + (t mod 32) / 4 + 8·i and column 8·j + 2·(t mod 4) + v, on every architecture.
 """
 
 import functools
-from typing import Any
 
 from tvm.script import tirx as T
 
@@ -18,15 +17,14 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     load_matrices_transposed,
     multiply_accumulate,
 )
+from gecko_mlc.tir_kernels.expressions import Expr
 
-Expr = Any
-
-DEPTH = 64  # values in a row of a tile
+TILE_K = 64  # values in a row of a tile
 
 
-def swizzled(row: Expr, chunk: Expr) -> Expr:
-    """The place, in 16-bit values, of the 16 bytes `chunk` of a tile's row."""
-    return row * DEPTH + T.bitwise_xor(chunk, row % 8) * 8
+def swizzle(row: Expr, chunk: Expr) -> Expr:
+    """The offset, in 16-bit values, of the 16 bytes `chunk` of a tile's row."""
+    return row * TILE_K + T.bitwise_xor(chunk, row % 8) * 8
 
 
 def _registers(count: int, first: int = 0) -> str:
@@ -34,11 +32,11 @@ def _registers(count: int, first: int = 0) -> str:
 
 
 @functools.cache
-def multiply_tiles(dtype: str, columns: int, transposed: bool) -> device_function:
-    """(sums[columns / 2] fp32, a, b): begin sums [64, columns] += A · B over 64 values.
+def mma_tiles(dtype: str, columns: int, transposed: bool) -> device_function:
+    """(sums[columns / 2] fp32, a, b): begin sums [64, columns] += A · B over 64 values of K.
 
-    a is the address of a tile [64, 64] of A. B is a tile [columns, 64] of rows that are summed over or,
-    `transposed`, columns / 64 tiles [64, 64], one after another, whose columns are the product's.
+    a is the address of a tile [64, 64] of A, K in its rows. b is that of a tile [columns, 64] with K in its rows or,
+    `transposed`, of columns / 64 tiles [64, 64], one after another, with K in their columns.
     """
     kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
     sums = columns // 2
@@ -97,8 +95,8 @@ __device__ __forceinline__ void {name}(float* sums, const void* a, const void* b
 
 
 @functools.cache
-def finish_tiles(count: int, pending: int = 0) -> device_function:
-    """(sums[count]): all but the newest `pending` products are in the sums, and no longer read their tiles."""
+def wait_mma(count: int, pending: int = 0) -> device_function:
+    """(sums[count]): wait until all MMAs but the newest `pending` are in the sums, and no longer read their tiles."""
     name = f"gecko_finish_tiles_{count}_{pending}"
     return device_function(
         name,
@@ -114,8 +112,8 @@ __device__ __forceinline__ void {name}(float* sums) {{
     )
 
 
-# What the thread wrote to shared memory is seen by the tensor cores after the next barrier.
-publish_tiles = device_function(
+# The tensor cores see what the thread wrote to shared memory after the next barrier.
+fence_shared = device_function(
     "gecko_publish_tiles",
     """
 __device__ __forceinline__ void gecko_publish_tiles() {

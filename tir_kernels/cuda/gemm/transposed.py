@@ -1,11 +1,11 @@
-"""Products Aᵀ · B whose operands are made in shared memory, for CUDA: the sums over positions of the working memory."""
+"""GEMMs Aᵀ · B, summed over rows, whose operands are computed in shared memory: those of the working memory's write."""
 
 import functools
 from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cuda.gemm.mma import DEPTH, swizzled
+from gecko_mlc.tir_kernels.cuda.gemm.mma import TILE_K, swizzle
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     commit_copies,
     device_function,
@@ -13,22 +13,21 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     multiply_accumulate,
     wait_copies,
 )
-
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import Expr
 
 THREADS = 256
-# Rows of a block's product.
+# Rows of a block's tile.
 ROWS = 64
-# Values of a tile [64, 64] in shared memory, and of the three tiles of a product's step.
-AREA = DEPTH * DEPTH
-STAGE = 3 * AREA
+# Values of a tile [64, 64] in shared memory, and of a stage: one tile of A and two of B.
+TILE_SIZE = TILE_K * TILE_K
+STAGE_SIZE = 3 * TILE_SIZE
 
 
 @functools.cache
-def _multiply_columns(dtype: str) -> device_function:
+def _mma_transposed(dtype: str) -> device_function:
     """(sums[32] fp32, a, b): sums [64, 128] += Aᵀ · B of a tile [64, 64] at a, and of two, side by side, at b.
 
-    Tiles are as in `tensor_cores`. Each of eight warps has 32 rows and 32 columns.
+    Tiles are swizzled as in `mma`. Each of eight warps has 32 rows and 32 columns.
     """
     kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
     name = f"gecko_multiply_columns_{kind}"
@@ -60,41 +59,53 @@ __device__ __forceinline__ void {name}(float* sums, const void* a, const void* b
     return device_function(name, source, uses=(load_matrices_transposed, multiply_accumulate(dtype)))
 
 
-class Product(NamedTuple):
-    """A block's product Aᵀ · B of ROWS rows and `columns` columns; in a step, `depth` rows of A and B.
+class TransposedGemm(NamedTuple):
+    """A block computes ROWS rows and `columns` columns of Aᵀ · B, from `tile_k` rows of A and B in a step.
 
-    A thread has `sums` of it, those of `width` neighbouring columns one after another: inline each(body, tx) expands
-    body(row, column, at) for the first of them. `multiply` needs `shared` elements of `dtype` in shared memory.
+    A thread has `accumulators`, those of `width` neighbouring columns one after another: inline each(body, tx) expands
+    body(row, column, at) for the first of them. `run` needs `shared` elements of `dtype` in shared memory.
     """
 
     columns: int
-    depth: int
-    sums: int
+    tile_k: int
+    accumulators: int
     width: int
     shared: int
     dtype: str
     each: Any
-    multiply: Any
+    run: Any
+
+    @property
+    def simt(self) -> bool:
+        """Whether it is computed by FMAs: `run` then is that of `_simt_gemm`, else that of `_mma_gemm`."""
+        return self.dtype == "float32"
 
 
-def place_of_a(i: Expr, tx: Expr) -> Expr:
-    """Where row i * 32 + tx // 8 has its columns from tx % 8 * 8 on."""
-    return swizzled(i * 32 + tx // 8, tx % 8)
+def transposed_gemm(dtype: str, *columns: int) -> TransposedGemm:
+    """The GEMM of operands of `dtype` with such numbers of columns: on the tensor cores if rows are multiples of 16
+    bytes."""
+    return _simt_gemm() if dtype == "float32" or any(extent % 8 for extent in columns) else _mma_gemm(dtype)
 
 
-def place_of_b(i: Expr, tx: Expr) -> Expr:
-    """Where row i * 16 + tx // 16 has its columns from tx % 16 * 8 on."""
-    return (1 + tx % 16 // 8) * AREA + swizzled(i * 16 + tx // 16, tx % 8)
+def offset_in_a(i: Expr, tx: Expr) -> Expr:
+    """The offset in a stage at which row i * 32 + tx // 8 has its columns from tx % 8 * 8 on."""
+    return swizzle(i * 32 + tx // 8, tx % 8)
+
+
+def offset_in_b(i: Expr, tx: Expr) -> Expr:
+    """The offset in a stage at which row i * 16 + tx // 16 has its columns from tx % 16 * 8 on."""
+    return (1 + tx % 16 // 8) * TILE_SIZE + swizzle(i * 16 + tx // 16, tx % 8)
 
 
 @functools.cache
-def tensor_core_product(dtype: str) -> Product:
-    """Its multiply(fetch, prepare, steps, tiles, sums, tx): fetch(stage, step) begins copies into the tiles at `stage`,
-    prepare(stage, step) does the rest when they have arrived.
+def _mma_gemm(dtype: str) -> TransposedGemm:
+    """On the tensor cores, run(start, fetch, prepare, steps, tiles, sums, tx): start(row, column, at) sets the
+    accumulators, fetch(stage, step) begins copies into the tiles at `stage`, and prepare(stage, step) computes on them
+    when they have arrived.
 
-    A thread's part are 8 values at each `place_of_a(i, tx)`, i < 2, and `place_of_b(i, tx)`, i < 4.
+    A thread has 8 values at each `offset_in_a(i, tx)`, i < 2, and `offset_in_b(i, tx)`, i < 4.
     """
-    multiply_columns = _multiply_columns(dtype)
+    mma_step = _mma_transposed(dtype)
 
     @T.inline
     def each(body, tx):
@@ -108,32 +119,32 @@ def tensor_core_product(dtype: str) -> Product:
                     )
 
     @T.inline
-    def multiply(start, fetch, prepare, steps, tiles, sums, tx):
+    def run(start, fetch, prepare, steps, tiles, sums, tx):
         fetch(0, 0)
         commit_copies()
         each(start, tx)
         for step in T.serial(steps):
             wait_copies(0)
-            prepare(step % 2 * STAGE, step)
+            prepare(step % 2 * STAGE_SIZE, step)
             T.tvm_storage_sync("shared")
             # All warps are done with the other stage.
             if step + 1 < steps:
-                fetch((step + 1) % 2 * STAGE, step + 1)
+                fetch((step + 1) % 2 * STAGE_SIZE, step + 1)
             commit_copies()
-            multiply_columns(
+            mma_step(
                 T.address_of(sums[0]),
-                T.address_of(tiles[step % 2 * STAGE]),
-                T.address_of(tiles[step % 2 * STAGE + AREA]),
+                T.address_of(tiles[step % 2 * STAGE_SIZE]),
+                T.address_of(tiles[step % 2 * STAGE_SIZE + TILE_SIZE]),
             )
 
-    return Product(128, DEPTH, 32, 2, 2 * STAGE, dtype, each, multiply)
+    return TransposedGemm(128, TILE_K, 32, 2, 2 * STAGE_SIZE, dtype, each, run)
 
 
 @functools.cache
-def plain_product() -> Product:
-    """Its multiply(fill, steps, tiles, sums, tx): fill(k, step) writes the thread's element of row k of A to
-    tiles[k * 2 * ROWS + tx % ROWS], and that of B ROWS further on."""
-    depth, together = 16, THREADS // ROWS
+def _simt_gemm() -> TransposedGemm:
+    """In FMAs, run(start, fill, steps, tiles, sums, tx): start(row, column, at) sets the accumulators, fill(k, step)
+    writes the thread's element of row k of A to tiles[k * 2 * ROWS + tx % ROWS], and that of B ROWS further on."""
+    tile_k, rows_at_once = 16, THREADS // ROWS
 
     @T.inline
     def each(body, tx):
@@ -142,13 +153,13 @@ def plain_product() -> Product:
                 body(tx // 16 * 4 + i, tx % 16 * 4 + j, i * 4 + j)
 
     @T.inline
-    def multiply(start, fill, steps, tiles, sums, tx):
+    def run(start, fill, steps, tiles, sums, tx):
         each(start, tx)
         for step in T.serial(steps):
-            for i in T.unroll(depth // together):
-                fill(i * together + tx // ROWS, step)
+            for i in T.unroll(tile_k // rows_at_once):
+                fill(i * rows_at_once + tx // ROWS, step)
             T.tvm_storage_sync("shared")
-            for k in T.unroll(depth):
+            for k in T.unroll(tile_k):
                 for i in T.unroll(4):
                     for j in T.unroll(4):
                         sums[i * 4 + j] = (
@@ -157,4 +168,4 @@ def plain_product() -> Product:
                         )
             T.tvm_storage_sync("shared")
 
-    return Product(ROWS, depth, 16, 1, 2 * depth * ROWS, "float32", each, multiply)
+    return TransposedGemm(ROWS, tile_k, 16, 1, 2 * tile_k * ROWS, "float32", each, run)

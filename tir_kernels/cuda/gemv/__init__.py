@@ -1,1 +1,1 @@
-"""Products of a few rows, bound by the memory."""
+"""GEMV: products of a few rows of activations, bound by the memory."""

@@ -1,39 +1,29 @@
-"""Products of several rows on the tensor cores, for CUDA.
+"""GEMV of several rows on the tensor cores, for CUDA.
 
 Warps along the inputs, each with all outputs of the block as rows of A and the activations as columns of B. A lane's
 16 bytes of a row of weights are 8 numbers, or codes that numbers are made of 8 at a time, in registers.
 """
 
 import math
-from typing import Any
 
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import Dense, WeightFormat
-from gecko_mlc.tir_kernels.cuda.gemv.prologue import (
-    THREADS,
-    WARPS,
-    Norm,
-    Product,
-    keep_order,
-    load_stream,
-    shared_values,
-    statistics,
-)
+from gecko_mlc.tir_kernels.cuda.gemv.prologue import NormPrologue, group_moments
+from gecko_mlc.tir_kernels.cuda.gemv.schedule import GEMV, THREADS, WARPS, keep_order, load_stream, shared_elements
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import load_registers, multiply_accumulate, wait_for_predecessor
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
-from gecko_mlc.tir_kernels.cuda.quantized.code_products import store_activations, weights_of_codes
+from gecko_mlc.tir_kernels.cuda.quantized.mma_fp16 import dequantize_pairs, store_activations
+from gecko_mlc.tir_kernels.expressions import Expr
 from gecko_mlc.tir_kernels.hardware import divide
-
-Expr = Any
 
 # Outputs of a block.
 OUTPUTS = 32
 
 
-def tensor_core_product(
-    features: int, extents: tuple[int, ...], weights: WeightFormat, rows: int, count: int, norm: Norm | None
-) -> Product:
+def mma_gemv(
+    features: int, extents: tuple[int, ...], weights: WeightFormat, rows: int, count: int, norm: NormPrologue | None
+) -> GEMV:
     """Up to `rows` rows with one or two weights of 16 bits or of codes. A slice of the activations is in shared memory
     at a time; a thread is `ahead` slices of weights ahead."""
     dense = isinstance(weights, Dense)
@@ -47,7 +37,7 @@ def tensor_core_product(
     else:
         inputs, vectors, elements = 4 * weights.codes_per_word, weights.scale_offset(features) // 4, 4
         group_vectors, scales = weights.words_per_group // 4, weights.scale_offset(features)
-        make_weights, store = weights_of_codes(weights), store_activations(weights)
+        make_weights, store = dequantize_pairs(weights), store_activations(weights)
     # A lane's halves of 16 outputs, and its vectors of each in a slice.
     lines, steps = OUTPUTS // 8, 2 if inputs <= 16 else 1
     ahead = 1 if dense else 2 // steps
@@ -55,12 +45,12 @@ def tensor_core_product(
     slices = divide(vectors * inputs, depth)
     # Rows of shared memory are 64 bytes apart modulo 128: reads of 16 bytes have no bank conflicts.
     stride = depth + 32
-    # Activations are brought into shared memory in units, whose loads are of `part` values.
+    # Activations are copied to shared memory in units, whose loads are of `part` values.
     unit = 4 if dense else weights.codes_per_word
     part = math.gcd(features, unit, 4)
     copies = divide(tiles * 8 * depth // unit, THREADS)
-    together = math.gcd(copies, max(1, 16 // unit))
-    compute_statistics = statistics(features, rows, norm) if norm is not None else None
+    loads = math.gcd(copies, max(1, 16 // unit))
+    compute_moments = group_moments(features, rows, norm) if norm is not None else None
     moments = 2 * rows * norm.groups if norm else 0
     # Partial sums [WARPS, OUTPUTS, 8 rows and a gap] come after the moments.
 
@@ -82,15 +72,17 @@ def tensor_core_product(
             )
 
     @T.inline
-    def load_activations(x, b, row, start, shared, scratch, gain, shift, values, tx):
-        for m in T.serial(copies // together, annotations={"disable_unroll": True}):
-            for n in T.unroll(together):
-                i: T.let = ((m * together + n) * THREADS + tx) // (depth // unit)
+    def load_activations(operands, block, start, values):
+        x, row, tx = T.meta_var(operands.x), T.meta_var(block.row), T.meta_var(block.tx)
+        shared, scratch = T.meta_var(block.shared), T.meta_var(block.scratch)
+        for m in T.serial(copies // loads, annotations={"disable_unroll": True}):
+            for n in T.unroll(loads):
+                i: T.let = ((m * loads + n) * THREADS + tx) // (depth // unit)
                 for p in T.unroll(unit // part):
-                    k: T.let = start + ((m * together + n) * THREADS + tx) % (depth // unit) * unit + p * part
+                    k: T.let = start + ((m * loads + n) * THREADS + tx) % (depth // unit) * unit + p * part
                     for v in T.vectorized(part):
                         values[n, p * part + v] = T.float32(0)
-                    if row + i < b and k < features:
+                    if row + i < operands.b and k < features:
                         for v in T.vectorized(part):
                             values[n, p * part + v] = x[row + i, k + v]
                         if norm is not None:
@@ -98,24 +90,26 @@ def tensor_core_product(
                                 pair: T.let = i * norm.groups + (k + v) // (features // norm.groups)
                                 values[n, p * part + v] = (values[n, p * part + v] - scratch[pair * 2]) * scratch[
                                     pair * 2 + 1
-                                ] * gain(k + v) + shift(k + v)
-            for n in T.unroll(together):
-                place: T.let = (m * together + n) * THREADS + tx
+                                ] * operands.gain(k + v) + operands.shift(k + v)
+            for n in T.unroll(loads):
+                place: T.let = (m * loads + n) * THREADS + tx
                 store_unit(shared, place // (depth // unit), place % (depth // unit), values, n)
 
     @T.inline
-    def compute(weight, second, x, b, row, gain, shift, block, matrix, shared, scratch, tx, addend, finish):
+    def compute(operands, block, epilogue):
+        row, tx = T.meta_var(block.row), T.meta_var(block.tx)
+        shared, scratch = T.meta_var(block.shared), T.meta_var(block.scratch)
         held = T.alloc_buffer((ahead * lines * steps * 4,), "uint32", scope="local")
         scale = T.alloc_buffer((ahead * lines * steps,), "uint32", scope="local")
         numbers = T.alloc_buffer((8,), "uint32", scope="local")
         left = T.alloc_buffer((4,), "uint32", scope="local")
         right = T.alloc_buffer((tiles * 4,), "uint32", scope="local")
-        values = T.alloc_buffer((together, unit), scope="local")
+        values = T.alloc_buffer((loads, unit), scope="local")
         sums = T.alloc_buffer((lines // 2 * tiles * 4,), scope="local")
         result = T.alloc_buffer((count,), scope="local")
         lane: T.let = tx % 32
         warp: T.let = tx // 32
-        first: T.let = block * outputs
+        first: T.let = block.index * outputs
 
         @T.inline
         def load_line(source, o, vector, at):
@@ -133,10 +127,10 @@ def tensor_core_product(
         def load(s, a, j):
             vector: T.let = (s * WARPS + warp) * steps * 4 + j * 4 + lane % 4
             for line in T.unroll(lines // count):
-                o: T.let = T.min(first + line * 8 + lane // 4, extents[matrix] - 1)
-                load_line(weight, o, vector, (a * lines + line) * steps + j)
+                o: T.let = T.min(first + line * 8 + lane // 4, extents[block.matrix] - 1)
+                load_line(operands.weights[0], o, vector, (a * lines + line) * steps + j)
                 if count == 2:
-                    load_line(second, o, vector, (a * lines + lines // 2 + line) * steps + j)
+                    load_line(operands.weights[1], o, vector, (a * lines + lines // 2 + line) * steps + j)
 
         @T.inline
         def make_numbers(at, line, chunk):
@@ -157,11 +151,11 @@ def tensor_core_product(
             sums[j] = T.float32(0)
         wait_for_predecessor()
         if norm is not None:
-            compute_statistics(x, b, row, scratch, tx)
+            compute_moments(operands.x, operands.b, row, scratch, tx)
         for s in T.serial(divide(slices, ahead)):
             for a in T.unroll(ahead):
                 T.tvm_storage_sync("shared")
-                load_activations(x, b, row, (s * ahead + a) * depth, shared, scratch, gain, shift, values, tx)
+                load_activations(operands, block, (s * ahead + a) * depth, values)
                 T.tvm_storage_sync("shared")
                 for j in T.unroll(steps):
                     for chunk in T.unroll(inputs // 8):
@@ -203,13 +197,19 @@ def tensor_core_product(
                         sums[(m * tiles + n) * 4 + v]
                     )
             T.tvm_storage_sync("shared")
-            if i < 8 and row + n * 8 + i < b and first + o < extents[matrix]:
+            if i < 8 and row + n * 8 + i < operands.b and first + o < extents[block.matrix]:
                 for w in T.unroll(count):
                     result[w] = T.float32(0)
                     for k in T.unroll(WARPS):
                         result[w] = result[w] + scratch[moments + (k * OUTPUTS + w * outputs + o) * 9 + i]
-                finish(row + n * 8 + i, first + o, result[0], result[count - 1], addend(row + n * 8 + i, first + o))
+                epilogue.store(
+                    row + n * 8 + i,
+                    first + o,
+                    result[0],
+                    result[count - 1],
+                    epilogue.addend(row + n * 8 + i, first + o),
+                )
 
     scratch = moments + WARPS * OUTPUTS * 9
     blocks = [divide(extent, outputs) for extent in extents]
-    return Product(blocks, rows, shared_values(tiles * 8 * stride, 2, scratch), scratch, compute)
+    return GEMV(blocks, rows, shared_elements(tiles * 8 * stride, 2, scratch), scratch, compute)

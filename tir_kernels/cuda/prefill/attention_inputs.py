@@ -1,20 +1,19 @@
-"""From z to queries and keys of prefill (specification 2.4, 2.5 in the bounded form of 8b), for CUDA.
+"""Queries, keys and read weights of prefill (specification 2.4, 2.5 in the bounded form of 8b).
 
-A warp for each token and head.
+A warp computes those of a token and head.
 """
 
 import functools
 import math
-from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import warp_maximum, warp_sum
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
-from gecko_mlc.tir_kernels.expressions import MASKED, f32
-
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import MASKED, Expr, f32
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import Window
 
 
 def affine(normed: Expr, gamma: Expr, beta: Expr, size: int) -> Expr:
@@ -23,16 +22,15 @@ def affine(normed: Expr, gamma: Expr, beta: Expr, size: int) -> Expr:
 
 
 @functools.cache
-def attention_inputs(
-    z_dim: int, heads: int, rope_heads: int, slots: int, chunk_size: int, eps: float, dtype: str, cache_dtype: str
-) -> tirx.PrimFunc:
+def attention_inputs(window: Window, dtype: str) -> tirx.PrimFunc:
     """Kernel (z [n, Z], gamma [4, Z], beta [4, Z], cos, sin [2C, dz/2], slots [1], position,
     keys [S, 2, C, Z], memory_keys [S, 2, C, Z]) → queries [n, 2, Z], read weights [n, Z] of `dtype`.
 
     Tokens of one slot in order. Queries are rotated for the own and for the previous chunk, read weights are
-    softmax(aq) per head. The tokens' rows of the caches, of `cache_dtype`, are written. All else is fp32.
+    softmax(aq) per head. The tokens' rows of the caches are written. All else is fp32.
     """
-    size, half = z_dim // heads, z_dim // heads // 2
+    z_dim, heads, chunk_size, cache_dtype = window.z_dim, window.heads, window.chunk_size, window.key_dtype
+    size, half = window.head_dim, window.head_dim // 2
     # A lane has `rounds` vectors of features: 16 bytes of 16-bit results, or less to occupy all lanes.
     width = math.gcd(size, 4 if dtype == "float32" else 8)
     while width > 2 and size // width < 32:
@@ -43,21 +41,20 @@ def attention_inputs(
     warps = min(heads, 8)
     to_activation, to_cache = narrow(dtype), narrow(cache_dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def compute(
         z_handle: T.handle,
         gamma: T.Buffer((4, z_dim), "float32"),
         beta: T.Buffer((4, z_dim), "float32"),
         cos: T.Buffer((2 * chunk_size, half), "float32"),
         sin: T.Buffer((2 * chunk_size, half), "float32"),
         slot_ids: T.Buffer((1,), "int32"),
-        position: T.Buffer((slots, 2), "int32"),
-        keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
-        memory_keys: T.Buffer((slots, 2, chunk_size, z_dim), cache_dtype),
+        position: T.Buffer((window.slots, 2), "int32"),
+        keys: T.Buffer(window.keys, cache_dtype),
+        memory_keys: T.Buffer(window.keys, cache_dtype),
         queries_handle: T.handle,
         weights_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         z = T.match_buffer(z_handle, (n, z_dim), "float32")
         queries = T.match_buffer(queries_handle, (n, 2, z_dim), dtype)
@@ -81,7 +78,7 @@ def attention_inputs(
         offset: T.let = position[slot, 1] + row
 
         @T.inline
-        def compute(which, r):
+        def project(which, r):
             """features[r] = those of q, k, aq or ak (0 to 3)."""
             for k in T.unroll(width // part):
                 for v in T.vectorized(part):
@@ -94,7 +91,7 @@ def attention_inputs(
         @T.inline
         def rotate(destination, convert, r, angle_row):
             """destination = features[r], rotated in the first heads."""
-            if head < rope_heads:
+            if head < window.rope_heads:
                 for v in T.vectorized(pairs):
                     angle[0, v] = cos[angle_row, (r * 32 + lane) * pairs + v]
                 for v in T.vectorized(pairs):
@@ -120,23 +117,23 @@ def attention_inputs(
                             normed[r, k * part + v] = z[row, first + (r * 32 + lane) * width + k * part + v]
                     for v in T.unroll(width):
                         total[0] = total[0] + normed[r, v] * normed[r, v]
-            total[0] = T.float32(1) / T.sqrt(warp_sum(total[0]) / T.float32(size) + T.float32(eps))
+            total[0] = T.float32(1) / T.sqrt(warp_sum(total[0]) / T.float32(size) + T.float32(window.eps))
             for r in T.unroll(rounds):
                 for v in T.unroll(width):
                     normed[r, v] = normed[r, v] * total[0]
             # 2. Queries and keys.
             for r in T.unroll(rounds):
                 if r * 32 + lane < vectors:
-                    compute(0, r)
+                    project(0, r)
                     for chunk in T.unroll(2):
                         rotate(activation, to_activation, r, chunk * chunk_size + offset)
                         for v in T.vectorized(width):
                             queries[row, chunk, first + (r * 32 + lane) * width + v] = activation[v]
-                    compute(1, r)
+                    project(1, r)
                     rotate(cached, to_cache, r, offset)
                     for v in T.vectorized(width):
                         keys[slot, parity, offset, first + (r * 32 + lane) * width + v] = cached[v]
-                    compute(3, r)
+                    project(3, r)
                     for v in T.unroll(width):
                         cached[v] = to_cache(features[r, v])
                     for v in T.vectorized(width):
@@ -145,7 +142,7 @@ def attention_inputs(
             total[0] = f32(MASKED)
             for r in T.unroll(rounds):
                 if r * 32 + lane < vectors:
-                    compute(2, r)
+                    project(2, r)
                     for v in T.unroll(width):
                         total[0] = T.max(total[0], features[r, v])
             total[0] = warp_maximum(total[0])
@@ -163,4 +160,4 @@ def attention_inputs(
                     for v in T.vectorized(width):
                         weights[row, first + (r * 32 + lane) * width + v] = activation[v]
 
-    return kernel
+    return compute

@@ -1,33 +1,37 @@
-"""Group RMS norm (specification 2.4) and group layer norm (2.8) in front of matrix products, for CUDA.
+"""Group RMS norm (specification 2.4) and group layer norm (2.8) in front of GEMMs.
 
-A block for each row and group. Values stay in registers between the sums and the result.
+A block normalizes a group of a row. Values stay in registers between the sums and the result.
 """
 
 import functools
 import math
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import warp_sum
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
+from gecko_mlc.tir_kernels.expressions import Expr, f32
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import GroupNorm
 
 THREADS = 256
 
 
-@functools.cache
-def rms_norm(dim: int, groups: int, eps: float, affine: bool, dtype: str) -> tirx.PrimFunc:
+def rms_norm(norm: GroupNorm, dtype: str) -> tirx.PrimFunc:
     """Kernel (x [n, D] fp32, weight [D] fp32 if affine) → y [n, D] of `dtype`."""
-    return _group_norm(dim, groups, eps, affine, False, dtype)
+    return _group_norm(norm, False, dtype)
+
+
+def layer_norm(norm: GroupNorm, dtype: str) -> tirx.PrimFunc:
+    """Kernel (x [n, D] fp32, weight [D], bias [D] fp32 if affine) → y [n, D] of `dtype`."""
+    return _group_norm(norm, True, dtype)
 
 
 @functools.cache
-def layer_norm(dim: int, groups: int, eps: float, affine: bool, dtype: str) -> tirx.PrimFunc:
-    """Kernel (x [n, D] fp32, weight [D], bias [D] fp32 if affine) → y [n, D] of `dtype`."""
-    return _group_norm(dim, groups, eps, affine, True, dtype)
-
-
-def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, dtype: str) -> tirx.PrimFunc:
+def _group_norm(norm: GroupNorm, centred: bool, dtype: str) -> tirx.PrimFunc:
+    dim, groups = norm.dim, norm.groups
     size = dim // groups
     # 16 bytes of the result at a time, or less where that does not divide.
     width = math.gcd(size, 4 if dtype == "float32" else 8)
@@ -50,8 +54,22 @@ def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, 
             for warp in T.unroll(warps):
                 value[0] = value[0] + scratch[warp]
 
-    @T.inline
-    def normalize(x, y, n, gain, shift):
+    def gain(weight: Any, k: Expr) -> Expr:
+        return f32(1.0) + weight[k] if norm.affine else f32(1.0)
+
+    def shift(bias: Any, k: Expr) -> Expr:
+        return bias[k] if norm.affine and centred else f32(0.0)
+
+    @kernel(weight=norm.affine, bias=norm.affine and centred)
+    def compute(
+        x_handle: T.handle,
+        weight: T.Buffer((dim,), "float32"),
+        bias: T.Buffer((dim,), "float32"),
+        y_handle: T.handle,
+    ):
+        n = T.int32()
+        x = T.match_buffer(x_handle, (n, dim), "float32")
+        y = T.match_buffer(y_handle, (n, dim), dtype)
         row = T.launch_thread("blockIdx.x", n)
         group = T.launch_thread("blockIdx.y", groups)
         tx = T.launch_thread("threadIdx.x", threads)
@@ -85,59 +103,17 @@ def _group_norm(dim: int, groups: int, eps: float, affine: bool, centred: bool, 
                     values[r * width + v] = values[r * width + v] - mean[0]
                     total[0] = total[0] + values[r * width + v] * values[r * width + v]
         sum_block(total, squares, tx)
-        total[0] = T.float32(1) / T.sqrt(total[0] / T.float32(size) + T.float32(eps))
+        total[0] = T.float32(1) / T.sqrt(total[0] / T.float32(size) + T.float32(norm.eps))
         for r in T.unroll(rounds):
             if r * threads + tx < vectors:
                 for k in T.unroll(width // part):
                     for v in T.vectorized(part):
                         values[r * width + k * part + v] = values[r * width + k * part + v] * total[0] * gain(
-                            group * size + (r * threads + tx) * width + k * part + v
-                        ) + shift(group * size + (r * threads + tx) * width + k * part + v)
+                            weight, group * size + (r * threads + tx) * width + k * part + v
+                        ) + shift(bias, group * size + (r * threads + tx) * width + k * part + v)
                 for v in T.unroll(width):
                     narrowed[v] = convert(values[r * width + v])
                 for v in T.vectorized(width):
                     y[row, group * size + (r * threads + tx) * width + v] = narrowed[v]
 
-    def one(_):  # type: ignore[no-untyped-def]
-        return tirx.const(1.0, "float32")
-
-    def zero(_):  # type: ignore[no-untyped-def]
-        return tirx.const(0.0, "float32")
-
-    # Parsing happens at definition: only the signature asked for is defined.
-    if not affine:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(x_handle: T.handle, y_handle: T.handle):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, dim), "float32")
-            y = T.match_buffer(y_handle, (n, dim), dtype)
-            normalize(x, y, n, one, zero)
-
-    elif not centred:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(x_handle: T.handle, weight: T.Buffer((dim,), "float32"), y_handle: T.handle):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, dim), "float32")
-            y = T.match_buffer(y_handle, (n, dim), dtype)
-            normalize(x, y, n, lambda k: T.float32(1) + weight[k], zero)
-
-    else:
-
-        @T.prim_func(s_tir=True, private=True)
-        def kernel(
-            x_handle: T.handle,
-            weight: T.Buffer((dim,), "float32"),
-            bias: T.Buffer((dim,), "float32"),
-            y_handle: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-            n = T.int32()
-            x = T.match_buffer(x_handle, (n, dim), "float32")
-            y = T.match_buffer(y_handle, (n, dim), dtype)
-            normalize(x, y, n, lambda k: T.float32(1) + weight[k], lambda k: bias[k])
-
-    return kernel
+    return compute

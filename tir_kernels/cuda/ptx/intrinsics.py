@@ -6,11 +6,10 @@ define the function first.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 from tvm.script import tirx as T
 
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import Expr
 
 # An attribute of a kernel: blocks that a multiprocessor is to have at a time, which bounds their registers.
 RESIDENT_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"
@@ -51,17 +50,7 @@ __device__ __forceinline__ void gecko_launch_dependents() {
 """,
 )
 
-# (shared destination, global source): 16 bytes on their way; `copy_16_if` writes zeros when its third
-# argument, an int, is 0.
-copy_16 = device_function(
-    "gecko_copy_16",
-    """
-__device__ __forceinline__ void gecko_copy_16(void* destination, const void* source) {
-  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(destination));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
-}
-""",
-)
+# (shared destination, global source, present): 16 bytes on their way; zeros where the int is 0.
 copy_16_if = device_function(
     "gecko_copy_16_if",
     """
@@ -193,7 +182,7 @@ __device__ __forceinline__ void gecko_store_registers(void* destination, const v
 def widen_vector(dtype: str) -> device_function:
     """(values[4] fp32, registers): the values in the bytes of four of `dtype`."""
     # Two bfloat16 are the upper halves of two fp32, a byte is put at the end of the mantissa of 2²³: conversions of
-    # integers are slow. Packed until here, values take half the registers, or a quarter.
+    # integers are slow. Packed until they are widened, values take half the registers, or a quarter.
     body = {
         "int8": """unsigned bytes = registers[0] ^ 0x80808080u;
 #pragma unroll

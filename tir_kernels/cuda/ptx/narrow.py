@@ -1,13 +1,10 @@
 """Conversion of fp32 values to the dtype of activations."""
 
 from collections.abc import Callable
-from typing import Any
 
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.expressions import f32
-
-Expr = Any
+from gecko_mlc.tir_kernels.expressions import Expr, f32
 
 
 def narrow(dtype: str) -> Callable[[Expr], Expr]:

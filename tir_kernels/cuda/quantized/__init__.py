@@ -1,1 +1,1 @@
-"""Weights in a few bits: codes, scales, and activations rounded for them."""
+"""Weights in a few bits: codes and scales dequantized or multiplied, and activations quantized for them."""

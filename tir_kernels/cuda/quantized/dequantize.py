@@ -1,6 +1,6 @@
-"""Codes of quantized weights to fp16, for CUDA: in registers, or whole rows in memory.
+"""Codes of quantized weights to fp16, for CUDA: in registers, or rows in memory.
 
-A byte with a code becomes the mantissa of a power of two that it is added to there. Taking that and the code that
+A byte with a code becomes the mantissa of a power of two that it is added to. Taking that and the code that
 stands for 0 away is exact; then the scale is multiplied. It is four instructions for two weights of 4 bits, three
 for 8 bits, five for 3 bits.
 """

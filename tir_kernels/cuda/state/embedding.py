@@ -10,6 +10,7 @@ from gecko_mlc.formats.group_quantization import Dense, WeightFormat
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import launch_dependents, wait_for_predecessor
 from gecko_mlc.tir_kernels.expressions import f32, loader
 from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.weights import weight_loader
 
 THREADS = 256
@@ -47,11 +48,10 @@ def take(vocab_size: int, dim: int, scale: float, weights: WeightFormat) -> tirx
     """Kernel (tokens [n] int32, weight [V, D] in the format `weights`) → x [n, D] fp32. Tokens lie in [0, V)."""
     blocks, take_vector = _row(dim, scale, weights)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def embed(
         tokens_handle: T.handle, weight: T.Buffer(weights.shape(vocab_size, dim), weights.dtype), x_handle: T.handle
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         tokens = T.match_buffer(tokens_handle, (n,), "int32")
         x = T.match_buffer(x_handle, (n, dim), "float32")
@@ -60,7 +60,7 @@ def take(vocab_size: int, dim: int, scale: float, weights: WeightFormat) -> tirx
         tx = T.launch_thread("threadIdx.x", THREADS)
         take_vector(weight, tokens[row], x, row, block * THREADS + tx)
 
-    return kernel
+    return embed
 
 
 @functools.cache
@@ -69,14 +69,13 @@ def take_current(vocab_size: int, dim: int, scale: float, weights: WeightFormat,
     tokens."""
     blocks, take_vector = _row(dim, scale, weights)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def embed(
         token: T.Buffer((slots,), "int32"),
         slots_handle: T.handle,
         weight: T.Buffer(weights.shape(vocab_size, dim), weights.dtype),
         x_handle: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         x = T.match_buffer(x_handle, (b, dim), "float32")
@@ -88,4 +87,4 @@ def take_current(vocab_size: int, dim: int, scale: float, weights: WeightFormat,
         launch_dependents()
         take_vector(weight, token[slot_ids[row]], x, row, block * THREADS + tx)
 
-    return kernel
+    return embed

@@ -1,4 +1,4 @@
-"""Sampling and scoring for CUDA, a block for each row.
+"""Sampling for CUDA, a block for each row.
 
 Thresholds are found on the ordered bit patterns as on a CPU, but several bits at a time: each digit from a histogram of
 the keys that agree in the digits before. Probabilities are added up as integers, which is exact in any order.
@@ -6,24 +6,24 @@ the keys that agree in the digits before. Probabilities are added up as integers
 
 import functools
 import math
-from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from gecko_mlc.formats.library import RECENT_TOKENS, SAMPLING_PARAMETERS
-from gecko_mlc.tir_kernels.cpu.sampling import random_word
-from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
-    device_function,
-    launch_dependents,
-    wait_for_predecessor,
-    warp_maximum,
-    warp_sum,
+from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import launch_dependents, wait_for_predecessor
+from gecko_mlc.tir_kernels.cuda.ptx.reductions import (
+    add_wide,
+    count_one,
+    renew,
+    warp_first_largest,
+    warp_prefix,
+    warp_total,
 )
-from gecko_mlc.tir_kernels.expressions import MASKED, f32
+from gecko_mlc.tir_kernels.expressions import MASKED, Expr, f32
 from gecko_mlc.tir_kernels.hardware import divide
-
-Expr = Any
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.threefry import random_word
 
 THREADS = 1024
 WARPS = THREADS // 32
@@ -34,77 +34,6 @@ COUNT_LOADS = 2
 # Digits of a key; the last overlaps with the one before.
 DIGITS, DIGIT_BITS = 3, 11
 BINS = 1 << DIGIT_BITS
-
-# Threads of a row that is scored, and vectors that each has on their way.
-SCORE_THREADS, SCORE_LOADS = 256, 4
-
-# Σ over the lanes up to the own, and over all lanes, of 64-bit integers.
-warp_prefix = device_function(
-    "gecko_warp_prefix",
-    """
-__device__ __forceinline__ unsigned long long gecko_warp_prefix(unsigned long long value) {
-#pragma unroll
-  for (unsigned distance = 1; distance < 32; distance *= 2) {
-    unsigned long long other = __shfl_up_sync(0xffffffffu, value, distance);
-    if (threadIdx.x % 32 >= distance) value += other;
-  }
-  return value;
-}
-""",
-    "uint64",
-)
-warp_total = device_function(
-    "gecko_warp_total",
-    """
-__device__ __forceinline__ unsigned long long gecko_warp_total(unsigned long long value) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-  return value;
-}
-""",
-    "uint64",
-)
-
-# (value, index): the largest value of the lanes, and its lowest index, in every lane.
-warp_first_largest = device_function(
-    "gecko_warp_first_largest",
-    """
-__device__ __forceinline__ void gecko_warp_first_largest(float* value, int* index) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) {
-    float other = __shfl_xor_sync(0xffffffffu, *value, lane);
-    int other_index = __shfl_xor_sync(0xffffffffu, *index, lane);
-    if (other > *value || (other == *value && other_index < *index)) *value = other, *index = other_index;
-  }
-}
-""",
-)
-
-# (address): an integer in shared memory, one more.
-count_one = device_function(
-    "gecko_count_one",
-    """
-__device__ __forceinline__ void gecko_count_one(unsigned* address) { atomicAdd(address, 1u); }
-""",
-)
-
-# (value): hides from the compiler that a value stays, lest it keeps in registers what follows from it.
-renew = device_function(
-    "gecko_renew",
-    """
-__device__ __forceinline__ void gecko_renew(float* value) { asm volatile("" : "+f"(*value)); }
-""",
-)
-
-# (low, high, value): a 64-bit sum in two words, by one atomic addition and seldom a second.
-add_wide = device_function(
-    "gecko_add_wide",
-    """
-__device__ __forceinline__ void gecko_add_wide(unsigned* low, unsigned* high, unsigned value) {
-  if (value > 0 && atomicAdd(low, value) > 0xffffffffu - value) atomicAdd(high, 1u);
-}
-""",
-)
 
 
 @functools.cache
@@ -140,8 +69,8 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
         """A 64-bit integer of two words."""
         return (T.Cast("uint64", high) << T.uint64(32)) | T.Cast("uint64", low)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def draw(
         slots_handle: T.handle,
         logits: T.Buffer((slots, outputs), "float32"),
         sampling: T.Buffer((slots, len(SAMPLING_PARAMETERS)), "float32"),
@@ -150,7 +79,6 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
         token: T.Buffer((slots,), "int32"),
         recent: T.Buffer((slots, RECENT_TOKENS), "int32"),
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         row = T.launch_thread("blockIdx.x", b)
@@ -261,7 +189,7 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
 
         @T.inline
         def scan():
-            """The other sums of `own`; there has to be a barrier between two."""
+            """The other sums of `own`; two calls need a barrier between them."""
             inclusive[0] = warp_prefix(own[0])
             if lane == 31:
                 totals[warp] = inclusive[0]
@@ -399,93 +327,4 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
             recent[slot, random[slot, 2] % RECENT_TOKENS] = chosen[0]
             random[slot, 2] = random[slot, 2] + 1
 
-    return kernel
-
-
-@functools.cache
-def score(outputs: int) -> tirx.PrimFunc:
-    """Kernel (logits [n, O], targets [n] int32) → log-probabilities [n], entropies [n], all fp32.
-
-    Logits are read once: sums are relative to the largest logit so far.
-    """
-    width = math.gcd(outputs, 4)
-    vectors = outputs // width
-    size = SCORE_LOADS * width
-    warps = SCORE_THREADS // 32
-
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
-        logits_handle: T.handle,
-        targets_handle: T.handle,
-        log_probabilities_handle: T.handle,
-        entropies_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        n = T.int32()
-        logits = T.match_buffer(logits_handle, (n, outputs), "float32")
-        targets = T.match_buffer(targets_handle, (n,), "int32")
-        log_probabilities = T.match_buffer(log_probabilities_handle, (n,), "float32")
-        entropies = T.match_buffer(entropies_handle, (n,), "float32")
-        row = T.launch_thread("blockIdx.x", n)
-        tx = T.launch_thread("threadIdx.x", SCORE_THREADS)
-        # By warp: the largest logit, the sum of the exponentials, and of the exponents times those.
-        parts = T.alloc_buffer((3, warps), scope="shared")
-        values = T.alloc_buffer((size,), scope="local")
-        maximum = T.alloc_buffer((1,), scope="local")
-        larger = T.alloc_buffer((1,), scope="local")
-        total = T.alloc_buffer((1,), scope="local")
-        mean = T.alloc_buffer((1,), scope="local")
-        term = T.alloc_buffer((1,), scope="local")
-
-        @T.inline
-        def raise_maximum():
-            """The sums relative to `larger` instead."""
-            term[0] = T.exp(maximum[0] - larger[0])
-            mean[0] = (mean[0] + total[0] * (maximum[0] - larger[0])) * term[0]
-            total[0] = total[0] * term[0]
-            maximum[0] = larger[0]
-
-        maximum[0] = f32(MASKED)
-        total[0] = T.float32(0)
-        mean[0] = T.float32(0)
-        for step in T.serial(divide(vectors, SCORE_THREADS * SCORE_LOADS)):
-            for i in T.unroll(size):
-                values[i] = f32(MASKED)
-            for j in T.unroll(SCORE_LOADS):
-                if (step * SCORE_LOADS + j) * SCORE_THREADS + tx < vectors:
-                    for v in T.vectorized(width):
-                        values[j * width + v] = logits[row, ((step * SCORE_LOADS + j) * SCORE_THREADS + tx) * width + v]
-            larger[0] = maximum[0]
-            for i in T.unroll(size):
-                larger[0] = T.max(larger[0], values[i])
-            raise_maximum()
-            for i in T.unroll(size):
-                term[0] = T.exp(values[i] - maximum[0])
-                total[0] = total[0] + term[0]
-                mean[0] = mean[0] + term[0] * (values[i] - maximum[0])
-        larger[0] = warp_maximum(maximum[0])
-        raise_maximum()
-        total[0] = warp_sum(total[0])
-        mean[0] = warp_sum(mean[0])
-        if tx % 32 == 0:
-            parts[0, tx // 32] = maximum[0]
-            parts[1, tx // 32] = total[0]
-            parts[2, tx // 32] = mean[0]
-        T.tvm_storage_sync("shared")
-        if tx < 32:
-            maximum[0] = f32(MASKED)
-            total[0] = T.float32(0)
-            mean[0] = T.float32(0)
-            if tx < warps:
-                maximum[0] = parts[0, tx]
-                total[0] = parts[1, tx]
-                mean[0] = parts[2, tx]
-            larger[0] = warp_maximum(maximum[0])
-            raise_maximum()
-            total[0] = warp_sum(total[0])
-            mean[0] = warp_sum(mean[0])
-            if tx == 0:
-                log_probabilities[row] = logits[row, targets[row]] - maximum[0] - T.log(total[0])
-                entropies[row] = T.log(total[0]) - mean[0] / total[0]
-
-    return kernel
+    return draw

@@ -11,6 +11,7 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import launch_dependents, wait_for_predecessor
 from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.phase import Phase
 
 THREADS = 256
@@ -27,9 +28,8 @@ def advance(phase: Phase, slots: int) -> tirx.PrimFunc:
     Right after a chunk's last token the offset is C, until `end_chunk`.
     """
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(tokens_handle: T.handle, slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def move_on(tokens_handle: T.handle, slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
         n = T.int32()
         _tokens = T.match_buffer(tokens_handle, (n,), "int32")
         slot_ids = T.match_buffer(slots_handle, (phase.sequences(n),), "int32")
@@ -41,16 +41,15 @@ def advance(phase: Phase, slots: int) -> tirx.PrimFunc:
         if s < phase.sequences(n):
             position[slot_ids[s], 1] = position[slot_ids[s], 1] + phase.length(n)
 
-    return kernel
+    return move_on
 
 
 @functools.cache
 def next_chunk(slots: int) -> tirx.PrimFunc:
     """Kernel (slots [b], position [S, 2]): on to offset 0 of the next chunk."""
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def start_chunk(slots_handle: T.handle, position: T.Buffer((slots, 2), "int32")):
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         block = T.launch_thread("blockIdx.x", divide(b, SEQUENCES))
@@ -62,7 +61,7 @@ def next_chunk(slots: int) -> tirx.PrimFunc:
             position[slot_ids[s], 0] = position[slot_ids[s], 0] + 1
             position[slot_ids[s], 1] = 0
 
-    return kernel
+    return start_chunk
 
 
 @functools.cache
@@ -70,9 +69,8 @@ def copy(slots: int, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
     """Kernel (slots [2]: source, destination; tensor [S, *shape]): copy one slot's part, in place."""
     vectors, vector_dtype = _vectors(shape, dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(slot_ids: T.Buffer((2,), "int32"), tensor: T.Buffer((slots, *shape), dtype)):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def copy_slot(slot_ids: T.Buffer((2,), "int32"), tensor: T.Buffer((slots, *shape), dtype)):
         flat = T.decl_buffer((slots * vectors,), vector_dtype, data=tensor.data)
         block = T.launch_thread("blockIdx.x", divide(vectors, THREADS * VECTORS))
         tx = T.launch_thread("threadIdx.x", THREADS)
@@ -84,7 +82,7 @@ def copy(slots: int, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
             if (block * VECTORS + k) * THREADS + tx < vectors:
                 flat[slot_ids[1] * vectors + (block * VECTORS + k) * THREADS + tx] = held[k]
 
-    return kernel
+    return copy_slot
 
 
 @functools.cache
@@ -93,9 +91,8 @@ def fill(slots: int, shape: tuple[int, ...], dtype: str, value: float) -> tirx.P
     vectors, vector_dtype = _vectors(shape, dtype)
     constant = tirx.const(int(value) if dtype.startswith("int") else value, vector_dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(slots_handle: T.handle, tensor: T.Buffer((slots, *shape), dtype)):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
+    @kernel
+    def fill_slots(slots_handle: T.handle, tensor: T.Buffer((slots, *shape), dtype)):
         b = T.int32()
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         flat = T.decl_buffer((slots * vectors,), vector_dtype, data=tensor.data)
@@ -106,7 +103,7 @@ def fill(slots: int, shape: tuple[int, ...], dtype: str, value: float) -> tirx.P
             if (block * VECTORS + k) * THREADS + tx < vectors:
                 flat[slot_ids[sequence] * vectors + (block * VECTORS + k) * THREADS + tx] = constant
 
-    return kernel
+    return fill_slots
 
 
 def _vectors(shape: tuple[int, ...], dtype: str) -> tuple[int, str]:

@@ -6,10 +6,12 @@ import math
 from tvm import DataType, tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.tir_kernels.cpu.value_cache import code_of, inverse_of, scale_of
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import device_function, warp_maximum, widen_vector
 from gecko_mlc.tir_kernels.expressions import loader
 from gecko_mlc.tir_kernels.hardware import divide
+from gecko_mlc.tir_kernels.kernel import kernel
+from gecko_mlc.tir_kernels.shapes import Window
+from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of
 
 WARPS = 8
 
@@ -44,26 +46,25 @@ __device__ __forceinline__ void {name}(unsigned* values, const void* codes, floa
 
 
 @functools.cache
-def quantize_values(value_dim: int, heads: int, slots: int, chunk_size: int, dtype: str) -> tirx.PrimFunc:
+def quantize_values(window: Window, dtype: str) -> tirx.PrimFunc:
     """Kernel (v [n, E] of `dtype`, slots [1], position, values [S, 2, C, E] int8, value_scales [S, 2, C, H]).
 
     The values of tokens that stay within a chunk, into the slot's rows of the cache. A warp for each token and head.
     """
-    size = value_dim // heads
+    value_dim, heads, size = window.value_dim, window.heads, window.value_head_dim
     width = math.gcd(size, 128 // DataType(dtype).bits)
     vectors = size // width
     rounds, warps = divide(vectors, 32), min(heads, WARPS)
     load = loader(dtype)
 
-    @T.prim_func(s_tir=True, private=True)
-    def kernel(
+    @kernel
+    def quantize(
         v_handle: T.handle,
         slot_ids: T.Buffer((1,), "int32"),
-        position: T.Buffer((slots, 2), "int32"),
-        values: T.Buffer((slots, 2, chunk_size, value_dim), "int8"),
-        value_scales: T.Buffer((slots, 2, chunk_size, heads), "float32"),
+        position: T.Buffer((window.slots, 2), "int32"),
+        values: T.Buffer(window.values, "int8"),
+        value_scales: T.Buffer(window.value_scales, "float32"),
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         n = T.int32()
         fresh = T.match_buffer(v_handle, (n, value_dim), dtype)
         row = T.launch_thread("blockIdx.x", n)
@@ -99,4 +100,4 @@ def quantize_values(value_dim: int, heads: int, slots: int, chunk_size: int, dty
                     for v in T.vectorized(width):
                         values[slot, parity, offset, head * size + (r * 32 + lane) * width + v] = codes[v]
 
-    return kernel
+    return quantize
