@@ -1,5 +1,5 @@
-"""Matrix products y = epilogue(x Wᵀ): signatures and epilogues; the products are of `dense_product` and
-`quantized_product`, by the weights' format."""
+"""Matrix products, and what follows them; the products are of `dense_product` and `quantized_product`, by the weights'
+format."""
 
 import functools
 from types import ModuleType
@@ -13,6 +13,9 @@ from gecko_mlc.tir_kernels.cpu import dense_product, quantized_product
 from gecko_mlc.tir_kernels.expressions import Expr, silu
 from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.kernel import kernel
+
+# Operands of the epilogue, in the order of the signature.
+OPERANDS = ("bias", "gate", "scale", "addend", "second")
 
 
 def packed_shape(n: Expr, features: int, weights: WeightFormat, hardware: CPU) -> tuple[Expr, ...]:
@@ -34,10 +37,6 @@ def _products(weights: WeightFormat) -> ModuleType:
     return dense_product if isinstance(weights, Dense) else quantized_product
 
 
-# Operands of the epilogue, in the order of the signature.
-OPERANDS = ("bias", "gate", "scale", "addend", "second")
-
-
 @functools.cache
 def linear(
     in_features: int,
@@ -55,10 +54,6 @@ def linear(
     """
     shape, dtype = weights.shape(out_features, in_features), weights.dtype
     product = _products(weights).product(in_features, out_features, weights, hardware)
-    packed_type = packed_dtype(weights)
-
-    def packed_of(n: Expr) -> tuple[Expr, ...]:
-        return packed_shape(n, in_features, weights, hardware)
 
     def finish(value: Expr, row: Expr, output: Expr, buffers: tuple[Any, ...]) -> Expr:
         bias, gate, scale, addend, second = buffers
@@ -90,7 +85,7 @@ def linear(
     ):
         n, depth = T.int32(), T.int32()
         x = T.match_buffer(x_handle, (n, depth), "float32")
-        packed = T.match_buffer(packed_handle, packed_of(n), packed_type)
+        packed = T.match_buffer(packed_handle, packed_shape(n, in_features, weights, hardware), packed_dtype(weights))
         gate = T.match_buffer(gate_handle, (n, out_features), "float32")
         addend = T.match_buffer(addend_handle, (n, out_features), "float32")
         second = T.match_buffer(second_handle, (n, out_features), "float32")
