@@ -2,7 +2,7 @@
 
 Random weights of a preset, the same for all. Decode is measured in the middle of a chunk past the second,
 prefill from an empty state; ours and the peer's runs take turns. Writes cpu-<preset>-<quantization>.md and
-.json beside this file, or to --output.
+.json into results/, or --output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_step import Step
+from peers.pytorch_eager import Step
 
 from gecko_mlc.api import load_model
 from gecko_mlc.config import preset
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--decode-tokens", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=2048)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     a = parser.parse_args()
     config, scheme = preset(a.preset), quantization(a.quantization)
     torch.set_num_threads(host.usable_cores())

@@ -3,7 +3,7 @@
 Needs PyPI's `llama-cpp-python` and `gguf`. The peer is a Llama of the same layers and width and as many parameters,
 its random weights of as many bits, on as many threads. Decode is measured from an empty state and in the middle of a
 chunk past the second, prefill from an empty state; ours and the peer's runs take turns. Writes
-cpu-llama-cpp-<preset>.md and .json beside this file, or to --output.
+cpu-llama-cpp-<preset>.md and .json into results/, or --output.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp_peer import Gecko, LlamaCpp, Test, build
-from llama_gguf import Llama, llama_like, write_gguf
+from peers.llama_cpp import Gecko, LlamaCpp, Test, build
+from peers.llama_gguf import Llama, llama_like, write_gguf
 
 from gecko_mlc.api import load_model
 from gecko_mlc.config import GeckoConfig, preset
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--decode-tokens", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     a = parser.parse_args()
     config = preset(a.preset)
     llama = llama_like(config)
