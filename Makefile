@@ -1,6 +1,7 @@
 # make demo   install into .venv, compile the shipped model for this machine, let it speak, measure it
 # make test   the same with the test dependencies, then the tests
 # make test-devices   the tests of what other devices run, on emulators
+# make test-gpu       the tests that only a GPU can run; PREPARED=FOLDER has what was compiled elsewhere
 # make lint, make types, make wheel: what .ci/run does besides
 
 PYTHON ?= python3
@@ -9,10 +10,11 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # What is of a GPU, but runs on the CPU.
 EMULATED := tests/tir_kernels/cuda tests/support tests/model/test_cuda.py tests/compile/test_cuda.py tests/benchmarks/test_gpu.py
+GPU := tests/gpu
 # A linker is needed to compile; Zig's stands in where there is no C compiler.
 LINKER := $(shell command -v cc >/dev/null 2>&1 || echo "[cross]")
 
-.PHONY: demo test lint types wheel test-devices clean
+.PHONY: demo test lint types wheel test-devices test-gpu clean
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,7 +30,7 @@ demo: $(VENV)/demo
 	$(BIN)/gecko-mlc bench gecko-demo --prompt-tokens 512 --decode-tokens 128 --repetitions 3
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED:%=--ignore=%) --ignore=$(GPU)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -49,6 +51,9 @@ wheel: $(VENV)/test
 # their targets.
 test-devices: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(EMULATED)
+
+test-gpu: $(VENV)/test
+	$(BIN)/python -m pytest $(GPU) $(PREPARED:%=--prepared=%)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
