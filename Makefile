@@ -2,6 +2,7 @@
 # make test   the same with the test dependencies, then the tests
 # make test-devices   the tests of what other devices run, on emulators
 # make test-gpu       the tests that only a GPU can run; PREPARED=FOLDER has what was compiled elsewhere
+# make test-mlc-llm   the tests of mlc_llm's adapter that need it installed
 # make lint, make types, make wheel: what .ci/run does besides
 
 PYTHON ?= python3
@@ -11,10 +12,11 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constrai
 # What is of a GPU, but runs on the CPU.
 EMULATED := tests/tir_kernels/cuda tests/support tests/model/test_cuda.py tests/compile/test_cuda.py tests/benchmarks/test_gpu.py
 GPU := tests/gpu
+MLC_LLM := tests/with_mlc_llm
 # A linker is needed to compile; Zig's stands in where there is no C compiler.
 LINKER := $(shell command -v cc >/dev/null 2>&1 || echo "[cross]")
 
-.PHONY: demo test lint types wheel test-devices test-gpu clean
+.PHONY: demo test lint types wheel test-devices test-gpu test-mlc-llm clean
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,7 +32,7 @@ demo: $(VENV)/demo
 	$(BIN)/gecko-mlc bench gecko-demo --prompt-tokens 512 --decode-tokens 128 --repetitions 3
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED:%=--ignore=%) --ignore=$(GPU)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED:%=--ignore=%) --ignore=$(GPU) --ignore=$(MLC_LLM)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -54,6 +56,10 @@ test-devices: $(VENV)/test
 
 test-gpu: $(VENV)/test
 	$(BIN)/python -m pytest $(GPU) $(PREPARED:%=--prepared=%)
+
+# mlc_llm comes from https://llm.mlc.ai/docs/install/mlc_llm.html.
+test-mlc-llm: $(VENV)/test
+	$(BIN)/python -m pytest $(MLC_LLM)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -22,9 +22,11 @@ INSTALLED = importlib.util.find_spec("lm_eval") is not None
 EOS = 0
 
 
-@pytest.mark.skipif(INSTALLED, reason="lm-eval is installed")
-def test_without_the_harness_it_says_what_to_install() -> None:
-    with pytest.raises(GeckoError, match=r"no lm_eval here: pip install 'gecko-mlc\[lm-eval\]'"):
+def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gecko_mlc.integrations.lm_eval", raising=False)
+    for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(GeckoError, match=r"no lm_eval\S* here: pip install 'gecko-mlc\[lm-eval\]'"):
         importlib.import_module("gecko_mlc.integrations.lm_eval")
 
 
