@@ -13,6 +13,20 @@ from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.tir_kernels.cpu.sampling import PARAMETERS, RECENT_TOKENS
 from gecko_mlc.tir_kernels.hardware import CPU, CUDA
 
+_PREFILLS = ("prefill", "prefill_logits", "score")
+# The functions that take what a token before theirs left in a tensor, and leave something else.
+_TOKEN, _CHUNK, _SAMPLE = (*_PREFILLS, "decode"), ("end_chunk",), ("sample",)
+_CHANGED_BY = {
+    "position": (*_TOKEN, "end_chunk"),
+    **dict.fromkeys(("logits", "norm_mean", "norm_var", "final_norm_mean", "final_norm_var", "ema"), _TOKEN),
+    **dict.fromkeys(("token", "random", "counts", "recent"), _SAMPLE),
+    "sampling": (),
+    # Written behind the chunk's tokens so far, until the next chunk takes their place.
+    **dict.fromkeys(("keys", "values", "value_scales", "memory_keys"), _CHUNK),
+    **dict.fromkeys(("memory", "log_norm", "log_mass", "log_sum", "memory_read"), _CHUNK),
+    "memory_sum": (*_PREFILLS, "absorb", "end_chunk"),
+}
+
 
 def state_tensors(config: GeckoConfig, quantization: Quantization, machine: CPU | CUDA) -> Iterator[StateTensor]:
     """The tensors of one slot.
@@ -30,7 +44,7 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: CPU 
     heads, cache = config.num_heads, quantization.key_dtype
 
     def tensor(name: str, *shape: int, dtype: str = "float32") -> StateTensor:
-        return StateTensor(name=name, shape=shape, dtype=dtype)
+        return StateTensor(name=name, shape=shape, dtype=dtype, changed_by=_CHANGED_BY[name.rpartition(".")[2]])
 
     yield tensor("position", 2, dtype="int32")
     yield tensor("token", dtype="int32")
@@ -50,12 +64,8 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: CPU 
             yield tensor(f"{prefix}.value_scales", 2, chunk, heads)
         yield tensor(f"{prefix}.memory_keys", 2, chunk, config.z_dim, dtype=cache)
         yield tensor(f"{prefix}.memory", heads, config.head_dim, config.value_head_dim)
-        yield StateTensor(
-            name=f"{prefix}.log_norm",
-            shape=(heads, config.head_dim),
-            dtype="float32",
-            initial="minus_infinity",
-        )
+        log_norm = tensor(f"{prefix}.log_norm", heads, config.head_dim)
+        yield log_norm.model_copy(update={"initial": "minus_infinity"})
         if isinstance(machine, CUDA):
             yield tensor(f"{prefix}.memory_sum", heads, config.head_dim, config.value_head_dim + config.head_dim)
             yield tensor(f"{prefix}.log_mass", heads, config.head_dim)

@@ -6,6 +6,8 @@ end chunks; a caller never sees the rule.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from gecko_mlc.runtime.generate.sampling import Sampling
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.runtime.players import tvm_runtime
 from gecko_mlc.runtime.state.arena import Memory
+from gecko_mlc.runtime.state.checkpoint import Checkpoint, Saved
 
 
 class Engine:
@@ -47,11 +50,13 @@ class Engine:
                 f" which this machine could not give: {error}"
             ) from None
         # Arguments keep their addresses: a captured graph replays those it was captured with.
+        self.lock, self.asynchronous = threading.RLock(), self._stream is not None
         self._slot_ids = self._empty((max(self.slots, 2),), "int32")
         self._named: list[int] = []  # What `_slot_ids` holds.
         self._tokens = self._empty((self.metadata.prefill_chunk_size,), "int32")
         self._targets = self._empty((self.metadata.prefill_chunk_size,), "int32")
         self.positions = [0] * self.slots
+        self._checkpoints: dict[int, Checkpoint] = {}
         for slot in range(self.slots):
             self.reset(slot)
 
@@ -134,6 +139,11 @@ class Engine:
         for _ in range(count):
             self._step(slots, "decode", "sample")
 
+    def ends_tile(self, position: int) -> bool:
+        """Whether much of the state changes when the token at `position` is consumed: a tile or a chunk ends."""
+        offset = position % self.chunk_size + 1
+        return offset == self.chunk_size or offset % (self.metadata.absorb_tile or self.chunk_size) == 0
+
     def synchronize(self) -> None:
         """Wait until the device has done everything it was told. Raises `GeckoError` if any of it failed."""
         if self._stream is not None:
@@ -156,6 +166,11 @@ class Engine:
         """Make `token` the current one, which `decode` consumes."""
         self._check_ids([token], self.vocab_size)
         self.write("token", slot, np.array(token, np.int32))
+
+    def fetch_tokens(self, slots: Sequence[int]) -> Callable[[], list[int]]:
+        """A function that waits for the tokens drawn last, whatever is drawn after them."""
+        tokens = [self.token(slot) for slot in slots]
+        return lambda: tokens
 
     def token(self, slot: int) -> int:
         """The current token."""
@@ -187,6 +202,49 @@ class Engine:
         part = self._slot_part(name, slot)
         part.copyfrom(value.reshape(part.shape))
 
+    # States kept and put back
+
+    def save(self, slot: int) -> Saved:
+        """All of a slot's state, in the host's memory, with its checkpoint."""
+        tensors = {spec.name: self.read(spec.name, slot) for spec in self.metadata.state}
+        return Saved(self.positions[slot], tensors, self._checkpoints.pop(slot, None))
+
+    def load(self, slot: int, saved: Saved) -> None:
+        """Continue in `slot` as what was saved would."""
+        for name, value in saved.tensors.items():
+            self.write(name, slot, value)
+        self.positions[slot] = saved.position
+        if saved.checkpoint is not None:
+            self._checkpoints[slot] = saved.checkpoint
+
+    def checkpoint(self, slot: int) -> Checkpoint:
+        """The slot's state, to go back to; in place of its checkpoint before."""
+        self._checkpoints[slot] = Checkpoint(self.positions[slot])
+        return self._checkpoints[slot]
+
+    def restore(self, slot: int, checkpoint: Checkpoint) -> None:
+        """Back to the slot's checkpoint."""
+        for name, value in checkpoint.kept.items():
+            part = self._slot_part(name, slot)
+            part.copyfrom(value if not isinstance(value, np.ndarray) else value.reshape(part.shape))
+        self.positions[slot] = checkpoint.position
+
+    def release(self, slot: int) -> None:
+        """The slot's checkpoint is not needed any more."""
+        self._checkpoints.pop(slot, None)
+
+    def set_draws(self, slot: int, seed: int, tokens: Sequence[int]) -> None:
+        """The generator, counts and recent tokens as they are when `tokens` were drawn since `set_sampling`."""
+        words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, len(tokens)], np.uint32)
+        self.write("random", slot, words.view(np.int32))
+        counts = np.bincount(np.asarray(tokens, np.int64), minlength=self.num_outputs)
+        self.write("counts", slot, counts.astype(np.int32))
+        recent = np.zeros(self._spec("recent").shape, np.int32)
+        for place in range(max(len(tokens) - len(recent), 0), len(tokens)):
+            recent[place % len(recent)] = tokens[place]
+        self.write("recent", slot, recent)
+        self.write("token", slot, np.array(tokens[-1] if tokens else 0, np.int32))
+
     # The rest is private.
 
     def _pieces(self, slot: int, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -203,6 +261,7 @@ class Engine:
             start += len(piece)
 
     def _prefill(self, function: str, slot: int, piece: Sequence[int], *inputs: Any) -> None:
+        self._keep_changing(function, [slot])
         view = self._tokens._create_view((len(piece),))
         view.copyfrom(np.asarray(piece, np.int32))
         whole = function == "prefill" and len(piece) == self.metadata.prefill_chunk_size
@@ -217,13 +276,16 @@ class Engine:
             self.positions[slot] += count
         complete = [slot for slot in slots if self.positions[slot] % self.chunk_size == 0]
         if complete:
+            self._keep_changing("end_chunk", complete)
             self._call_again(["end_chunk"], self._slot_view(complete))
 
     def _step(self, slots: Sequence[int], *functions: str) -> None:
         """`decode`, and what follows it, for each slot."""
         view = self._slot_view(slots)
         if any(self._completes_tile(slot) for slot in slots):
+            self._keep_changing("absorb", slots)
             self._call_again(["absorb"], view)
+        self._keep_changing("decode", slots)
         self._call_again(functions, view)
         self._advance(slots, 1)
 
@@ -251,6 +313,19 @@ class Engine:
 
     def _call(self, function: str, *inputs: Any) -> None:
         self._run(lambda: self._launch(function, *inputs))
+
+    def _keep_changing(self, function: str, slots: Sequence[int]) -> None:
+        """For the checkpoints of slots: what `function` is about to change."""
+        for slot in slots:
+            if (checkpoint := self._checkpoints.get(slot)) is not None:
+                checkpoint.before(function, self.metadata.state, functools.partial(self._copy_of, slot))
+
+    def _copy_of(self, slot: int, spec: StateTensor) -> Any:
+        # On the device what every token changes: the host would wait for it.
+        if "decode" not in spec.changed_by:
+            return self.read(spec.name, slot)
+        part = self._slot_part(spec.name, slot)
+        return part.copyto(self._empty(tuple(part.shape), spec.dtype))
 
     def _run(self, launch: Callable[[], None]) -> None:
         if self._stream is None:

@@ -10,11 +10,13 @@ from gecko_mlc.formats.chat_config import ChatConfig, read_chat_config
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import Metadata
 from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.generate.generation import Generation, GenerationOptions
+from gecko_mlc.runtime.generate.generation import Generation
+from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.generate.sampling import Sampling
+from gecko_mlc.runtime.generate.scheduler import Stream
 from gecko_mlc.runtime.library import Library, check_library
 from gecko_mlc.runtime.parameters import ParameterReader
-from gecko_mlc.runtime.text.templates import turn
+from gecko_mlc.runtime.state.slots import slots_of
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
 
 
@@ -61,13 +63,25 @@ class Model:
         self,
         prompt: str,
         options: GenerationOptions | None = None,
-        slot: int = 0,
+        slot: int | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Generation:
-        """Continue `prompt` from an empty state. Raises `GeckoError` for an empty prompt."""
-        ids = self.encode_prompt(prompt)
-        self.engine.reset(slot)
-        return Generation(self.engine, self.tokenizer, slot, ids, options or self.options(), interrupted)
+        """Continue `prompt` from an empty state, in `slot` or any that is free; no conversation is disturbed.
+
+        Raises `GeckoError` for an empty prompt.
+        """
+        return self.generate_ids(self.encode_prompt(prompt), options or self.options(), slot, interrupted)
+
+    def generate_ids(
+        self,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+        slot: int | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Generation:
+        """Continue the ids of a stream's beginning from an empty state."""
+        lease = slots_of(self.engine).lease(slot)
+        return Generation(Stream(lease, self.tokenizer, prompt, options), interrupted)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids of a stream's beginning, the model's first token before them."""
@@ -88,41 +102,6 @@ class Model:
         """The ids that every stream begins with."""
         bos = self.chat_config.bos_token_id
         return [] if bos is None else [bos]
-
-
-class Conversation:
-    """A dialogue on one slot. A turn feeds only its own tokens: the state remembers the rest."""
-
-    def __init__(self, model: Model, slot: int = 0) -> None:
-        self._model, self._slot = model, slot
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._model.engine.reset(self._slot)
-        self._last: Generation | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens the state has seen."""
-        return self._model.engine.positions[self._slot]
-
-    def say(
-        self,
-        message: str,
-        options: GenerationOptions,
-        interrupted: Callable[[], bool] = lambda: False,
-    ) -> Generation:
-        """The answer to `message`, to be iterated over. Raises `GeckoError` for an empty message."""
-        if not message.strip():
-            raise GeckoError("the message is empty")
-        model, template = self._model, self._model.chat_config.conv_template
-        first = self._last is None
-        ids: Sequence[int] = model.tokenizer.encode_parts(turn(template, message, first))
-        before = model.beginning() if self._last is None else self._last.unconsumed
-        options = options.model_copy(update={"stop": (*options.stop, *template.stop_str)})
-        self._last = Generation(model.engine, model.tokenizer, self._slot, [*before, *ids], options, interrupted)
-        return self._last
 
 
 def check_fit(chat_config: ChatConfig, model_lib: Path, metadata: Metadata) -> None:

@@ -109,10 +109,12 @@ class Parameter(TensorSpec):
 class StateTensor(TensorSpec):
     """A tensor of the recurrent state. `shape` leaves out the leading axis of slots.
 
-    `initial` is the value of every element in a slot that was reset.
+    `initial` is the value of every element in a slot that was reset. `changed_by` are the functions that take what a
+    token before theirs left in it, and leave something else.
     """
 
     initial: Literal["zero", "minus_infinity"] = "zero"
+    changed_by: tuple[str, ...] = ()
 
 
 class TargetSpec(BaseModel):

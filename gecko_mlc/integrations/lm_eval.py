@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rich.progress import track
 
-from gecko_mlc.api import Generation, GenerationOptions, Model, Sampling, load_model
+from gecko_mlc.api import GenerationOptions, Model, Sampling, load_model
 from gecko_mlc.cli.options import checked, console, say
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.measure.scoring import batches, call_size, score_continuations
@@ -116,9 +116,8 @@ class GeckoLM(TemplateLM):
         for number, request in enumerate(shown(requests, "continuations", disable_tqdm)):
             context, wishes = request.args
             options = generation_options(model, wishes, number)
-            model.engine.reset(0)
             ids = self.tok_encode(context) or [self.prefix_token_id]
-            results.append("".join(Generation(model.engine, model.tokenizer, 0, ids, options)))
+            results.append("".join(model.generate_ids(ids, options)))
             self.cache_hook.add_partial("generate_until", request.args, results[-1])
         return results
 

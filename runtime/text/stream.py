@@ -17,6 +17,11 @@ class TextStream:
         self._context: list[int] = []
         self._pending: list[int] = []
 
+    @property
+    def pending(self) -> bool:
+        """Whether text is still to come of tokens that were pushed."""
+        return bool(self._pending)
+
     def push(self, token: int) -> str:
         """The text that became certain with `token`."""
         self._pending.append(token)

@@ -17,16 +17,13 @@ class Text(NamedTuple):
 def turn(template: Template, message: str, first: bool) -> list[Text]:
     """What a user's message adds to the stream, up to where the assistant's answer begins.
 
-    The `first` turn begins with the system message; a later one ends the assistant's answer before it.
+    The `first` turn begins with the system message; later ones come after the separator that ends an answer.
     """
-    separator = template.seps[0]
     parts = []
     if first:
         system = template.system_template.replace("{system_message}", template.system_message)
         parts.append(Text(system, True))
-    else:
-        parts.append(Text(template.seps[-1], True))
     parts.append(Text(template.roles["user"] + template.role_content_sep, True))
     parts.append(Text(message, False))
-    parts.append(Text(separator + template.roles["assistant"] + template.role_empty_sep, True))
+    parts.append(Text(template.seps[0] + template.roles["assistant"] + template.role_empty_sep, True))
     return [part for part in parts if part.text]

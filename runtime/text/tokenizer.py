@@ -25,6 +25,8 @@ class Tokenizer:
         except Exception as error:  # The library raises bare exceptions.
             raise GeckoError(f"{path}: not a tokenizer: {error}") from None
         self.size = self._tokenizer.get_vocab_size()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special: dict[int, str] = {i: token.content for i, token in added.items() if token.special}
         if vocab_size is not None:
             largest = max(self.vocabulary().values(), default=-1)
             if largest >= vocab_size:
@@ -48,6 +50,10 @@ class Tokenizer:
         """The text of `ids`, without special tokens."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def special_text(self, token: int) -> str | None:
+        """What a special token is called, which `decode` leaves out; None of any other."""
+        return self._special.get(token)
 
     def vocabulary(self) -> dict[str, int]:
         """All tokens and their ids."""

@@ -102,11 +102,11 @@ def test_interrupted_at_any_step(checkpoints: list[Path], tmp_path: Path, monkey
 CONVERSION = """
 import sys
 from pathlib import Path
-from gecko_mlc import shards
-from gecko_mlc.checkpoint import open_checkpoint
-from gecko_mlc.convert import convert_weights
-from gecko_mlc.gen_config import read_model_config
-from gecko_mlc.quantization import quantization
+from gecko_mlc.convert import shards
+from gecko_mlc.convert.checkpoint import open_checkpoint
+from gecko_mlc.convert.weights import convert_weights
+from gecko_mlc.convert.chat_config import read_model_config
+from gecko_mlc.formats.quantization import quantization
 
 shards.SHARD_BYTES = 500
 source, output = map(Path, sys.argv[1:])

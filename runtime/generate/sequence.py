@@ -1,0 +1,98 @@
+"""A sequence: drawn tokens in, certain text out. It knows no device and waits for none."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from gecko_mlc.runtime.generate.options import GenerationOptions
+from gecko_mlc.runtime.text.stop_strings import StopStrings
+from gecko_mlc.runtime.text.stream import TextStream
+from gecko_mlc.runtime.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+class Answer(NamedTuple):
+    """What of the drawn tokens was given out as text: the first `tokens` of them, and then the text `rest`, a part of
+    the next one's."""
+
+    tokens: int
+    rest: str
+
+
+class Sequence:
+    """The text of tokens that are drawn one by one.
+
+    `drawn` are all of them. `finish_reason` is None until one ended the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions) -> None:
+        self._tokenizer, self._options = tokenizer, options
+        self._stream, self._stops = TextStream(tokenizer), StopStrings(options.stop)
+        # The text that came with each token, and where in all text it ends: None within a character.
+        self._pieces: list[str] = []
+        self._ends: list[int | None] = []
+        self._length = self._settled = 0
+        self.drawn: list[int] = []
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that text was made of: those drawn, but for one that ended it."""
+        return self.drawn[: len(self._pieces)]
+
+    @property
+    def settled(self) -> int:
+        """The first tokens whose text is all given out; a stop string cannot take them back."""
+        return self._settled
+
+    def push(self, token: int) -> str:
+        """The text that is certain with `token`. Sets `finish_reason` where that ends it."""
+        self.drawn.append(token)
+        if token in self._options.stop_tokens:
+            return self.end("stop")
+        special = self._tokenizer.special_text(token)
+        text = self._stream.finish() if special is not None else self._stream.push(token)
+        given = self._stops.push(text)
+        if special is not None:
+            given += self._stops.push(special, hidden=True)
+        self._append(text + (special or ""))
+        if self._stops.found:
+            self.finish_reason = "stop"
+        elif len(self._pieces) >= self._options.max_tokens:
+            given += self.end("length")
+        self._settle()
+        return given
+
+    def end(self, reason: FinishReason) -> str:
+        """The text that was held back, as nothing more comes."""
+        self.finish_reason = reason
+        text = self._stream.finish()
+        if self._pieces:
+            self._pieces[-1] += text
+            self._length += len(text)
+            self._ends[-1] = self._length
+        given = self._stops.push(text) + self._stops.finish()
+        self._settle()
+        return given
+
+    def answer(self) -> Answer:
+        """What was given out."""
+        count = self._settled
+        if count < len(self._pieces) and self._tokenizer.special_text(self.drawn[count]) is not None:
+            return Answer(count, "")
+        end = self._ends[count - 1] if count else 0
+        return Answer(count, "".join(self._pieces[count:])[: self._stops.passed - (end or 0)])
+
+    def _append(self, text: str) -> None:
+        self._pieces.append(text)
+        self._length += len(text)
+        self._ends.append(None if self._stream.pending else self._length)
+
+    def _settle(self) -> None:
+        for count in range(self._settled, len(self._ends)):
+            end = self._ends[count]
+            if end is not None and end <= self._stops.passed:
+                self._settled = count + 1
+            elif end is not None:
+                return
