@@ -106,11 +106,16 @@ def builds_of(tree: Path) -> Builds:
 def compare(before: Builds, after: Builds) -> int:
     """Print what differs; 1 if anything does."""
     import tvm
+    from tvm_ffi import structural_equal
 
     differing = 0
     for configuration, (module, source) in after.items():
         old_module, old_source = before[configuration]
-        faults = changed_functions(*map(tvm.ir.load_json, (old_module, module))) if old_module != module else []
+        faults = []
+        if module != old_module:
+            old, new = (tvm.ir.load_json(text) for text in (old_module, module))
+            if not structural_equal(old, new):
+                faults = changed_functions(old, new) or ["how its functions call each other"]
         if old_source != source:
             faults.append("CUDA's source")
         if faults:
@@ -122,11 +127,12 @@ def compare(before: Builds, after: Builds) -> int:
 
 def changed_functions(old: Any, new: Any) -> list[str]:
     """Names of the functions that only one of two modules has, or that are not structurally equal."""
-    import tvm
+    from tvm_ffi import structural_equal
 
     olds, news = ({v.name_hint: f for v, f in module.functions_items()} for module in (old, new))
-    names = sorted(olds.keys() | news.keys())
-    return [n for n in names if n not in olds or n not in news or not tvm.ir.structural_equal(olds[n], news[n])]
+    common = olds.keys() & news.keys()
+    changed = {name for name in common if not structural_equal(olds[name], news[name], map_free_vars=True)}
+    return sorted((olds.keys() ^ news.keys()) | changed)
 
 
 def dump() -> Builds:

@@ -70,6 +70,7 @@ HOUSE = {
     "runtime/generate": "runtime/state runtime/engine.py runtime/text",
     "runtime/model.py": """runtime/devices runtime/state runtime/library.py runtime/parameters.py runtime/engine.py
         runtime/text runtime/generate""",
+    "runtime/conversation.py": "runtime/state runtime/text runtime/generate runtime/model.py",
     "runtime/measure": """runtime/devices runtime/players runtime/library.py runtime/engine.py runtime/text
         runtime/generate runtime/model.py""",
     # On top: what makes model folders, and what a user meets.
