@@ -11,8 +11,6 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # What is of a GPU, but runs on the CPU.
 EMULATED := tests/tir_kernels/cuda tests/support tests/model/test_cuda.py tests/compile/test_cuda.py tests/benchmarks/test_gpu.py
-GPU := tests/gpu
-MLC_LLM := tests/with_mlc_llm
 # A linker is needed to compile; Zig's stands in where there is no C compiler.
 LINKER := $(shell command -v cc >/dev/null 2>&1 || echo "[cross]")
 
@@ -32,7 +30,7 @@ demo: $(VENV)/demo
 	$(BIN)/gecko-mlc bench gecko-demo --prompt-tokens 512 --decode-tokens 128 --repetitions 3
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED:%=--ignore=%) --ignore=$(GPU) --ignore=$(MLC_LLM)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(EMULATED:%=--ignore=%)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -55,11 +53,11 @@ test-devices: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(EMULATED)
 
 test-gpu: $(VENV)/test
-	$(BIN)/python -m pytest $(GPU) $(PREPARED:%=--prepared=%)
+	$(BIN)/python -m pytest tests/gpu $(PREPARED:%=--prepared=%)
 
 # mlc_llm comes from https://llm.mlc.ai/docs/install/mlc_llm.html.
 test-mlc-llm: $(VENV)/test
-	$(BIN)/python -m pytest $(MLC_LLM)
+	$(BIN)/python -m pytest tests/with_mlc_llm
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -24,8 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def gpu() -> None:
     """The GPU that all of these tests need."""
-    if nvidia.compute_capability() is None:
-        pytest.fail("these tests need an NVIDIA GPU, and there is none here", pytrace=False)
+    if nvidia.usable() is None:
+        pytest.fail("these tests need an NVIDIA GPU with a driver for CUDA 13: none here", pytrace=False)
 
 
 @pytest.fixture(scope="session")
