@@ -2,7 +2,7 @@
 
 Decodes whole chunks of the demo near token 1,000 and near token 100,000, in turn, each in a slot of its own, and
 compares their speeds, and the process's memory before and after the long stream. The later position moves on, the
-earlier one does not. Writes constant-cost.md beside this file.
+earlier one does not. Writes constant-cost.md into results/.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NEAR, FAR, CHUNKS, REPETITIONS = 1_000, 100_000, 4, 15
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as temporary:
         library = Path(temporary) / "demo.so"

@@ -1,6 +1,6 @@
 """Rates and peak memory of converting a random 7B checkpoint in bf16: `python benchmarks/convert_7b.py DIR`.
 
-Needs 30 GB of disk in DIR, and removes what it made. Writes convert-7b.md beside this file.
+Needs 30 GB of disk in DIR, and removes what it made. Writes convert-7b.md into results/.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
         + f"\n\nThe machine's load average was {load:.0f} before it began: what else ran took its share.\n"
     )
     print(text)
-    (Path(__file__).parent / "convert-7b.md").write_text(text)
+    (Path(__file__).parent / "results" / "convert-7b.md").write_text(text)
 
 
 def total_gb(folder: Path, pattern: str) -> float:

@@ -2,30 +2,26 @@
 
 Random weights of a preset, the same for all. Decode is measured in the middle of a chunk past the second,
 prefill from an empty state; ours and the peer's runs take turns. Writes cpu-<preset>-<quantization>.md and
-.json beside this file, or to --output.
+.json into results/, or --output.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cpu_common
 import numpy as np
 import torch
-from pytorch_step import Step
+from peers.pytorch_eager import Step
 
-from gecko_mlc.api import load_model
 from gecko_mlc.config import preset
-from gecko_mlc.convert.chat_config import generate_config
 from gecko_mlc.convert.checkpoint import open_checkpoint
 from gecko_mlc.convert.random import write_random_checkpoint
-from gecko_mlc.convert.weights import convert_weights
-from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.reference.gecko import Gecko
 from gecko_mlc.runtime.devices import host
 from gecko_mlc.runtime.measure import bench
@@ -46,20 +42,17 @@ def main() -> None:
     parser.add_argument("--decode-tokens", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=2048)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     a = parser.parse_args()
-    config, scheme = preset(a.preset), quantization(a.quantization)
+    config = preset(a.preset)
     torch.set_num_threads(host.usable_cores())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_random_checkpoint(config, folder / "checkpoint")
         checkpoint = open_checkpoint(folder / "checkpoint")
-        convert_weights(config, checkpoint, scheme, folder / "model")
-        generate_config(folder / "checkpoint", scheme, folder / "model")
-        model = load_model(folder / "model", say=print)
+        engine = cpu_common.load(config, folder / "checkpoint", a.quantization, folder / "model").engine
         peer = Gecko(config)
         peer.load_state_dict({n: torch.from_numpy(checkpoint.read(n)) for n in checkpoint.shapes})
-    engine = model.engine
     depth = 2 * config.chunk_size + config.chunk_size // 2
     stream = np.random.default_rng(0).integers(0, config.vocab_size, max(depth, a.prompt_tokens)).tolist()
     tokens = torch.tensor([stream[: a.prompt_tokens]])
@@ -111,22 +104,6 @@ def main() -> None:
         )
         for (who, test), several in runs.items()
     }
-    lines = [
-        f"# {a.preset} {a.quantization} on {host.cpu_name()}, {host.usable_cores()} cores",
-        "",
-        f"Limits measured before every run, median: memory reads {ceilings.memory_gb_per_second:.1f} GB/s, an"
-        f" fp32 product of 1024³ {ceilings.matmul_gflop_per_second:.0f} GFLOP/s. {a.repetitions} repetitions,"
-        f" mean. Last logits differ from PyTorch's by {difference:.1e} of the largest.",
-        "",
-        "| | tokens | at | tokens/s | ± | GB/s | GFLOP/s | % of machine |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for (who, test), m in measurements.items():
-        rates = [f"{r:.1f}" if r else "" for r in (m.gb_per_second, m.gflop_per_second)]
-        lines.append(
-            f"| {who} {test} | {m.tokens} | {m.depth} | {m.tokens_per_second:.1f} | {m.deviation:.1f}"
-            f" | {rates[0]} | {rates[1]} | {m.percent_of_ceiling:.0f} |"
-        )
     ratios = {
         test: statistics.fmean(
             theirs.seconds / ours.seconds
@@ -134,21 +111,27 @@ def main() -> None:
         )
         for test in ("decode", "prefill")
     }
-    lines += ["", f"Ours over PyTorch's: decode {ratios['decode']:.2f}, prefill {ratios['prefill']:.2f}.", ""]
-    text = "\n".join(lines)
-    print(text)
-    name = f"cpu-{a.preset}-{a.quantization}"
-    (a.output / f"{name}.md").write_text(text)
     report = {
-        "schema_version": bench.SCHEMA_VERSION,
-        "cpu": host.cpu_name(),
-        "cores": host.usable_cores(),
-        "ceilings": ceilings.model_dump(),
+        **cpu_common.machine(ceilings),
         "relative_difference": difference,
         "measurements": {" ".join(key): m.model_dump() for key, m in measurements.items()},
         "ratios": ratios,
     }
-    (a.output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    lines = [
+        f"# {a.preset} {a.quantization} on {host.cpu_name()}, {host.usable_cores()} cores",
+        "",
+        f"{cpu_common.limits(report, a.repetitions)} Last logits differ from PyTorch's by {difference:.1e} of the"
+        " largest.",
+        "",
+        "| | tokens | at | tokens/s | ± | GB/s | GFLOP/s | % of machine |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {title} | {m['tokens']} | {m['depth']} | {cpu_common.cells(m)} |"
+        for title, m in report["measurements"].items()
+    ]
+    lines += ["", f"Ours over PyTorch's: decode {ratios['decode']:.2f}, prefill {ratios['prefill']:.2f}.", ""]
+    cpu_common.write(a.output, f"cpu-{a.preset}-{a.quantization}", "\n".join(lines), report)
 
 
 if __name__ == "__main__":

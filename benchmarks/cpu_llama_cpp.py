@@ -3,13 +3,12 @@
 Needs PyPI's `llama-cpp-python` and `gguf`. The peer is a Llama of the same layers and width and as many parameters,
 its random weights of as many bits, on as many threads. Decode is measured from an empty state and in the middle of a
 chunk past the second, prefill from an empty state; ours and the peer's runs take turns. Writes
-cpu-llama-cpp-<preset>.md and .json beside this file, or to --output.
+cpu-llama-cpp-<preset>.md and .json into results/, or --output.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -17,17 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cpu_common
 import numpy as np
-from llama_cpp_peer import Gecko, LlamaCpp, Test, build
-from llama_gguf import Llama, llama_like, write_gguf
+from peers.llama_cpp import Gecko, LlamaCpp, Test, build
+from peers.llama_gguf import Llama, llama_like, write_gguf
 
-from gecko_mlc.api import load_model
-from gecko_mlc.config import GeckoConfig, preset
-from gecko_mlc.convert.chat_config import generate_config
-from gecko_mlc.convert.checkpoint import open_checkpoint
+from gecko_mlc.config import preset
 from gecko_mlc.convert.random import write_random_checkpoint
-from gecko_mlc.convert.weights import convert_weights
-from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.runtime.devices import host
 from gecko_mlc.runtime.measure import bench
 
@@ -66,13 +61,6 @@ def take_turns(
     return runs, shares
 
 
-def load_gecko(config: GeckoConfig, name: str, checkpoint: Path, folder: Path) -> Gecko:
-    """Ours, with the checkpoint's weights as the quantization `name`."""
-    convert_weights(config, open_checkpoint(checkpoint), quantization(name), folder)
-    generate_config(checkpoint, quantization(name), folder)
-    return Gecko(load_model(folder, device="cpu", say=print).engine)
-
-
 def load_llama_cpp(llama: Llama, scheme: str, path: Path, context: int) -> LlamaCpp:
     """The peer, with random weights as `scheme`."""
     write_gguf(llama, scheme, path)
@@ -87,7 +75,7 @@ def main() -> None:
     parser.add_argument("--decode-tokens", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     a = parser.parse_args()
     config = preset(a.preset)
     llama = llama_like(config)
@@ -110,7 +98,7 @@ def main() -> None:
         for name in a.quantization:
             scheme = PEERS[name]
             print(f"{name} and {scheme}", flush=True)
-            gecko = load_gecko(config, name, folder / "checkpoint", folder / name)
+            gecko = Gecko(cpu_common.load(config, folder / "checkpoint", name, folder / name).engine)
             peer = load_llama_cpp(llama, scheme, folder / f"{scheme}.gguf", longest)
             (ours, theirs), pair_shares = take_turns([gecko, peer], tests, stream, limits, a.repetitions)
             for test in tests:
@@ -123,11 +111,8 @@ def main() -> None:
             peer.close()
             del gecko
     report = {
-        "schema_version": bench.SCHEMA_VERSION,
-        "cpu": host.cpu_name(),
-        "cores": host.usable_cores(),
+        **cpu_common.machine(bench.median(ceilings)),
         "repetitions": a.repetitions,
-        "ceilings": bench.median(ceilings).model_dump(),
         "least_share_of_cores": min(shares),
         "gecko": {"preset": a.preset, "parameters": config.num_parameters()},
         "llama": {"shape": str(llama), "parameters": llama.num_parameters()},
@@ -135,35 +120,25 @@ def main() -> None:
         "measurements": {f"{who}, {test}": m.model_dump() for (who, test), m in measurements.items()},
         "ratios": {f"{pair}, {test}": ratio for (pair, test), ratio in ratios.items()},
     }
-    text = markdown(report)
-    print(text)
-    name = f"cpu-llama-cpp-{a.preset}"
-    (a.output / f"{name}.md").write_text(text)
-    (a.output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    cpu_common.write(a.output, f"cpu-llama-cpp-{a.preset}", markdown(report), report)
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as text and a table."""
-    gecko, llama, build, ceilings = (report[part] for part in ("gecko", "llama", "llama_cpp", "ceilings"))
+    gecko, llama, build = (report[part] for part in ("gecko", "llama", "llama_cpp"))
     lines = [
         f"# {gecko['preset']} beside llama.cpp on {report['cpu']}, {report['cores']} cores",
         "",
         f"{gecko['preset']} has {gecko['parameters']:,} parameters. The peer has {llama['parameters']:,}, a"
         f" {llama['shape']}; llama-cpp-python {build['version']}, {build['system_info']}.",
         "",
-        f"Limits measured before every run, median: memory reads {ceilings['memory_gb_per_second']:.1f} GB/s, an fp32"
-        f" product of 1024³ {ceilings['matmul_gflop_per_second']:.0f} GFLOP/s. {report['repetitions']} repetitions,"
-        f" mean. Every run had at least {100 * report['least_share_of_cores']:.0f} % of the cores' time.",
+        f"{cpu_common.limits(report, report['repetitions'])} Every run had at least"
+        f" {100 * report['least_share_of_cores']:.0f} % of the cores' time.",
         "",
         "| | tokens/s | ± | GB/s | GFLOP/s | % of machine |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for title, m in report["measurements"].items():
-        rates = [f"{rate:.1f}" if rate else "" for rate in (m["gb_per_second"], m["gflop_per_second"])]
-        lines.append(
-            f"| {title} | {m['tokens_per_second']:.1f} | {m['deviation']:.1f} | {rates[0]} | {rates[1]}"
-            f" | {m['percent_of_ceiling']:.0f} |"
-        )
+    lines += [f"| {title} | {cpu_common.cells(m)} |" for title, m in report["measurements"].items()]
     lines += ["", "| ours over llama.cpp's, median of neighbouring runs | |", "|---|---:|"]
     lines += [f"| {title} | {ratio:.2f} |" for title, ratio in report["ratios"].items()]
     return "\n".join(lines) + "\n"

@@ -22,7 +22,7 @@ from typing import Any
 def measure(library: Path, config: Any, scheme: Any) -> dict[str, Any]:
     """Write a folder of random weights, drop it from the system's cache, and load it, then again from the cache;
     beside plain reads of its files and a copy to the GPU, either of which can be the bound."""
-    from cuda_parity import random_parameters
+    from support.gpu.models import random_parameters
 
     from gecko_mlc.runtime.parameters import READERS
 

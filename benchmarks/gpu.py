@@ -3,7 +3,7 @@
 Parity first: every kernel's tests, the golden vectors, two conversations in turn and a library loaded again, the preset
 against fp32 arithmetic on the same rounded weights. Then speeds: decoding over whole chunks, the time between tokens,
 prefill, each kernel, PyTorch's Gecko. Weights are made on the GPU from a seed. Writes cuda-<preset>.md and .json into
-this folder, or --output; `--plot` draws a picture of the .json beside it (with matplotlib).
+results/, or --output; `--plot` draws a picture of the .json beside it (with matplotlib).
 
 Where the GPU's machine has no compiler: `--prepare FOLDER` on one that has, then `--measure FOLDER` there.
 """
@@ -32,7 +32,9 @@ from cuda_report import plot, to_markdown
 from gecko_mlc.config import preset
 from gecko_mlc.formats.quantization import quantization
 
-TESTS = Path(__file__).parent.parent / "tests"
+# The tests' parity and random models.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
 # Quantizations; "q4f16_1+int8" has caches of another dtype than its own.
 SCHEMES = ("q0bf16", "q0f16")
 # Those with "@" once for each scheme.
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help="measure what --prepare made")
     names, optional = (",".join(p.rstrip("@") for p in parts) for parts in ((*PARTS, *PEERS), OPTIONAL_PARTS))
     parser.add_argument("--parts", default=names, help=f"of {names},{optional}")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -78,23 +80,26 @@ def main() -> None:
 
 
 def prepare(name: str, schemes: Sequence[str], parts: Sequence[str], arch: str | None, folder: Path) -> None:
-    """Compile the preset, the golden configs and the kernels' tests into `folder`."""
+    """Compile into `folder` what the parts need: the preset, the golden configs, the kernels' tests."""
     # The compiler, before anything loads TVM's runtime alone.
     import tvm  # noqa: F401
-    from cuda_kernels import prepare_kernels
-    from cuda_parity import prepare_golden
+    from support.gpu.launches import prepare_kernels
+    from support.gpu.parity import prepare_golden
 
     folder.mkdir(parents=True, exist_ok=True)
     slots = [1, *([max(SEQUENCES)] if "batches" in parts else [])]
-    for scheme, count in itertools.product(schemes, slots):
+    presets = itertools.product(schemes, slots) if {*parts} - {"kernels", "golden", "conversations"} else ()
+    for scheme, count in presets:
         quantization, _, state_dtype = scheme.partition("+")
         # In processes of their own: a compiler's memory goes back with it.
         command = [sys.executable, "-m", "gecko_mlc", "compile", name, "--quantization", quantization]
         command += ["--device", "cuda", *(["--arch", arch] if arch else [])]
         command += [*(["--state-dtype", state_dtype] if state_dtype else []), "--overrides", f"max_batch_size={count}"]
         subprocess.run([*command, "-o", str(library_path(folder, name, scheme, count))], check=True)
-    prepare_golden(TESTS / "golden", arch, folder)
-    prepare_kernels(TESTS, arch, folder)
+    if {"golden", "conversations"} & {*parts}:
+        prepare_golden(arch, folder)
+    if "kernels" in parts:
+        prepare_kernels(arch, folder)
 
 
 def library_path(folder: Path, name: str, scheme: str, slots: int = 1) -> Path:
@@ -180,11 +185,10 @@ def work(name: str, schemes: Sequence[str], parts: Sequence[str], folder: Path, 
 
 def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Report) -> Any:
     """One part."""
-    import cuda_kernels
     import cuda_load
-    import cuda_parity
     import cuda_speed
-    import peers
+    from peers import pytorch_gpu
+    from support.gpu import launches, parity
 
     from gecko_mlc.runtime.library import Library
 
@@ -198,17 +202,17 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
         engine, parameters = _subject(library, name)
     parts: dict[str, Callable[[], Any]] = {
         "ceilings": cuda_speed.ceilings,
-        "kernels": lambda: cuda_kernels.kernels(folder),
-        "golden": lambda: cuda_parity.golden(folder),
-        "conversations": lambda: cuda_parity.conversations(folder),
+        "kernels": lambda: launches.kernels(folder),
+        "golden": lambda: parity.golden(folder),
+        "conversations": lambda: parity.conversations(folder),
         "decode": lambda: cuda_speed.decode(engine, limits),
         "between": lambda: cuda_speed.between_tokens(engine),
         "prefill": lambda: cuda_speed.prefill(engine, limits),
         "profile": lambda: cuda_speed.profile(engine, limits),
         "batches": lambda: cuda_speed.batches(engine, SEQUENCES, limits),
-        "parity": lambda: cuda_parity.logits(engine, config, parameters),
-        "eager": lambda: peers.eager(Library(library), config, limits),
-        "compiled": lambda: peers.compiled(Library(library), config, limits),
+        "parity": lambda: parity.logits(engine, config, parameters),
+        "eager": lambda: pytorch_gpu.eager(Library(library), config, limits),
+        "compiled": lambda: pytorch_gpu.compiled(Library(library), config, limits),
         "load": lambda: cuda_load.measure(library, config, quantization(schemes[0])),
     }
     return parts[part]()
@@ -217,7 +221,7 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
 @functools.lru_cache(maxsize=1)
 def _subject(library: Path, name: str) -> tuple[Any, Any]:
     """An engine with random parameters, and those; the last one made is kept."""
-    from cuda_parity import make_engine, random_parameters
+    from support.gpu.models import make_engine, random_parameters
 
     from gecko_mlc.runtime.library import Library
 

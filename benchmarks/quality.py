@@ -1,7 +1,7 @@
 """What quantization costs in quality: `python benchmarks/quality.py [CHECKPOINT TEXT]`.
 
 Converts the demo, or another checkpoint, to every scheme of weights and runs it with every dtype of the state, on the
-demo's held-out text or another one, beside fp32. Writes quality-NAME.md and quality-NAME.json beside this file.
+demo's held-out text or another one, beside fp32. Writes quality-NAME.md and quality-NAME.json into results/.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a folder with its config and tokenizer")
     parser.add_argument("text", type=Path, nargs="?", help="a text that the checkpoint was not trained on")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     if (arguments.checkpoint is None) != (arguments.text is None):
         parser.error("a checkpoint and a text go together")

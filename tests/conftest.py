@@ -12,6 +12,7 @@ import pytest
 
 # The compiler, before anything loads TVM's runtime alone.
 import tvm  # noqa: F401
+from support import no_skips
 from support.models import Golden, in_memory, load_golden, with_derived
 
 # Wide enough that no message is wrapped.
@@ -24,6 +25,11 @@ from gecko_mlc.runtime.library import Library
 
 # Tests that run in the background, and what they start, would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("GECKO_MLC_NO_SKIP") == "1":
+        config.pluginmanager.register(no_skips)
 
 
 @pytest.fixture(scope="session")

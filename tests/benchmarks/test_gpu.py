@@ -1,4 +1,4 @@
-"""What of the GPU's benchmark needs no GPU: report, counting, comparisons, and parity with an engine on this CPU."""
+"""What of the GPU's benchmark needs no GPU: report and counting."""
 
 from __future__ import annotations
 
@@ -7,26 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cuda_kernels
-import cuda_parity
-import cuda_quantize
 import cuda_speed
 import gpu
-import numpy as np
 import pytest
-import torch
 from cuda_costs import Cost, decode_costs, kernel_name
 from cuda_report import to_markdown
 from cuda_speed import kernel_rows, speed
-from safetensors.numpy import save_file
+from support.gpu.models import make_engine, random_parameters
 from support.metadata import metadata
-from support.models import load_golden, small_config
+from support.models import small_config
 
-from gecko_mlc.formats.group_quantization import GroupLayout
-from gecko_mlc.formats.quantization import QUANTIZATIONS
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.runtime.measure import bench
-from gecko_mlc.tir_kernels.cuda.quantized.activations import LARGEST, QuantizedRow
 
 LIMITS = {"copy_gb_per_second": 4000.0, "bf16_tflop_per_second": 800.0}
 ROW = {"position": 8192, "tokens_per_second": 220.5, "gb_per_second": 3640.0, "percent_of_copy": 91.0}
@@ -112,92 +104,9 @@ def test_overlapping_kernels_add_up_to_their_span() -> None:
     assert "gb_per_second" not in rows["embedding"]
 
 
-def test_launches_are_recorded_and_compared() -> None:
-    def launch(kernel: str, source: np.ndarray, result: np.ndarray) -> None:
-        result[:2] = source[:2] * 2
-
-    recorder = cuda_kernels.Recorder(launch)
-    source, result = np.arange(4, dtype=np.float32), np.full(4, np.nan, np.float32)
-    recorder("double", source, result)
-    rows, kept = recorder.recorded()
-    launches = json.loads(json.dumps(rows))
-
-    def again(factor: float, last: float) -> dict[str, Any]:
-        def run(row: dict[str, Any], arrays: list[np.ndarray]) -> list[np.ndarray]:
-            assert recorder.kernels[row["kernel"]] == "double"
-            assert np.isnan(arrays[1]).all()
-            return [arrays[0], np.array([0, 2 * factor, np.nan, last], np.float32)]
-
-        return cuda_kernels.replay(launches, kept, run)
-
-    assert not again(1 + 1e-6, np.nan)["failures"]
-    assert again(1 + 1e-4, np.nan)["failures"]
-    assert again(1, 0)["failures"] == [": inf in argument 1"]
-
-
-def test_activations_that_a_kernel_rounds_may_be_a_step_apart() -> None:
-    row = QuantizedRow(128, GroupLayout(quantization=QUANTIZATIONS["q4f16_1"].group, lanes=1, code_bits=4), 1)
-    outgoing = {**row._asdict(), "layout": row.layout.model_dump()}
-    values = np.random.default_rng(0).standard_normal((1, 128))
-    step, expected = np.abs(values[0, :32]).max() / LARGEST, row.pack(values)
-
-    def error(column: int, change: float) -> float:
-        changed = values.copy()
-        changed[0, column] += change
-        return cuda_kernels.error(row.pack(changed), expected, outgoing)
-
-    small = np.abs(values[0, :32]).argmin()
-    assert error(small, step) == 0.0
-    assert 1e-5 < error(small, 3 * step) < 1e-3
-    wrong = expected.copy()
-    wrong.view(np.float32)[0, row.floats(1)] += 1
-    assert cuda_kernels.error(wrong, expected, outgoing) == np.inf
-    wrong = expected.copy()
-    wrong.view(np.float32)[0, row.floats(3)] += 1
-    assert cuda_kernels.error(wrong, expected, outgoing) > 1
-
-
-def test_golden_and_conversations(compiled: Callable[..., Path], tmp_path: Path) -> None:
-    """With a library for this machine."""
-    golden = load_golden("public_b")
-    path = tmp_path / f"golden-{golden.name}.so"
-    path.symlink_to(compiled(golden.config, "q0f32", 2))
-    tensors = {k: np.ascontiguousarray(v) for k, v in golden.tensors.items()}
-    save_file(tensors, path.with_suffix(".safetensors"))
-    assert cuda_parity.golden(tmp_path)[path.stem] < 2e-4
-    assert cuda_parity.conversations(tmp_path)[path.stem] < 1e-5
-
-
 def test_many_sequences(compiled: Callable[..., Path]) -> None:
     library = Library(compiled(small_config(), "q0f32", 4))
-    engine = cuda_parity.make_engine(library, cuda_parity.random_parameters(small_config(), "float32", "cpu"))
+    engine = make_engine(library, random_parameters(small_config(), "float32", "cpu"))
     rows = cuda_speed.batches(engine, (1, 4), LIMITS, steps=2)
     assert [row["sequences"] for row in rows] == [1, 4]
     assert rows[0]["percent_of_bytes_weights"] > rows[1]["percent_of_bytes_weights"]
-
-
-@pytest.mark.parametrize("scheme", [name for name, scheme in QUANTIZATIONS.items() if scheme.group])
-@pytest.mark.parametrize("shape", [(5, 70), (3, 7), (16, 64)])
-@pytest.mark.parametrize("lanes", [1, 8])
-def test_quantized_as_the_package_does(scheme: str, shape: tuple[int, int], lanes: int) -> None:
-    group = QUANTIZATIONS[scheme].group
-    layout = GroupLayout(quantization=group, lanes=lanes, code_bits=group.bits)
-    weight = np.random.default_rng(0).standard_normal(shape).astype(group.scale_dtype)
-    weight[0] = 0
-    packed, values = cuda_quantize.quantize(layout, torch.from_numpy(weight))
-    q_weight, q_scale = group.quantize(weight)
-    np.testing.assert_array_equal(packed.numpy(), layout.pack(q_weight, q_scale, shape[1]))
-    np.testing.assert_array_equal(values, group.dequantize(q_weight, q_scale, shape[1]).astype(group.scale_dtype))
-
-
-@pytest.mark.parametrize(("scheme", "dtype"), [("q0bf16", "bfloat16"), ("q4f16_1", "float16")])
-def test_logits(compiled: Callable[..., Path], scheme: str, dtype: str) -> None:
-    config = small_config()
-    library = Library(compiled(config, scheme))
-    parameters = cuda_parity.random_parameters(config, dtype, "cpu")
-    engine = cuda_parity.make_engine(library, parameters)
-    result = cuda_parity.logits(engine, config, parameters, steps=8)
-    assert result["prefill_relative_error"] < 3e-2
-    assert result["decode_relative_error"] < 3e-2
-    assert result["greedy_compared"] > 5
-    assert result["greedy_differing"] == 0

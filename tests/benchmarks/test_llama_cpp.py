@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from llama_gguf import BLOCK_BYTES, Llama, llama_like
+from peers.llama_gguf import BLOCK_BYTES, Llama, llama_like
 
 from gecko_mlc.config import preset
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compiled_step import CompiledStep
-from pytorch_step import Step
+from peers.pytorch_compiled import CompiledStep
+from peers.pytorch_eager import Step
 from support.models import random_parameters, small_config
 
 from gecko_mlc.config import GeckoConfig

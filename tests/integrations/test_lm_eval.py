@@ -15,16 +15,21 @@ from support.models import random_parameters, small_config
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.generate.generation import GenerationOptions
+from gecko_mlc.runtime.generate.generation import Generation
+from gecko_mlc.runtime.generate.options import GenerationOptions
+from gecko_mlc.runtime.generate.scheduler import Stream
 from gecko_mlc.runtime.measure.scoring import log_softmax
+from gecko_mlc.runtime.state.slots import slots_of
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 EOS = 0
 
 
-@pytest.mark.skipif(INSTALLED, reason="lm-eval is installed")
-def test_without_the_harness_it_says_what_to_install() -> None:
-    with pytest.raises(GeckoError, match=r"no lm_eval here: pip install 'gecko-mlc\[lm-eval\]'"):
+def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gecko_mlc.integrations.lm_eval", raising=False)
+    for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(GeckoError, match=r"no lm_eval\S* here: pip install 'gecko-mlc\[lm-eval\]'"):
         importlib.import_module("gecko_mlc.integrations.lm_eval")
 
 
@@ -44,8 +49,11 @@ class TemplateLM:
 class Letters:
     """A tokenizer of one token a character."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = False) -> list[int]:
         return [ord(c) % 53 for c in text]
+
+    def special_text(self, token: int) -> str | None:
+        return None
 
     def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         return self.encode(text), [(i, i + 1) for i in range(len(text))]
@@ -72,10 +80,12 @@ def adapter() -> Iterator[Any]:
 
 @pytest.fixture
 def model(engine: Callable[..., Engine]) -> Any:
-    config = small_config(num_layers=1)
+    config, tokenizer = small_config(num_layers=1), Letters()
+    made = engine(config, random_parameters(config), slots=2)
     return SimpleNamespace(
-        engine=engine(config, random_parameters(config), slots=2),
-        tokenizer=Letters(),
+        engine=made,
+        tokenizer=tokenizer,
+        generate_ids=lambda ids, options: Generation(Stream(slots_of(made).lease(), tokenizer, ids, options)),
         folder=Path("model"),
         chat_config=SimpleNamespace(bos_token_id=None, eos_token_id=[EOS, 7]),
         beginning=list,

@@ -1,36 +1,25 @@
-"""Gecko in mlc_llm's registries, checked against mlc_llm itself where it is installed."""
+"""Gecko in mlc_llm's registries, which stand in for it; tests/with_mlc_llm has the tests of mlc_llm itself."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from importlib import resources
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import tvm
+from support.checkpoints import without_weights
 from support.models import small_config
 
-from gecko_mlc.convert.chat_config import find_config
-from gecko_mlc.formats.chat_config import CHAT_CONFIG, read_chat_config
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.quantization import QUANTIZATIONS
 from gecko_mlc.integrations.mlc_llm import ModelConfig, refuse_weights, register
 
-INSTALLED = importlib.util.find_spec("mlc_llm") is not None
-TOKENS = {"bos_token_id": 3, "eos_token_id": 0}
-
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint's folder without its weights."""
-    fields = {**small_config(vocab_size=4096).model_dump(), "model_type": "gecko", **TOKENS}
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    shipped = resources.files("gecko_mlc.demo") / "tokenizer.json"
-    (tmp_path / "tokenizer.json").write_bytes(shipped.read_bytes())
-    return tmp_path
+    return without_weights(tmp_path)
 
 
 def test_the_config_is_what_mlc_asks_for(checkpoint: Path) -> None:
@@ -62,96 +51,55 @@ def test_what_mlc_cannot_do_names_what_can() -> None:
         ModelConfig.from_dict({**small_config().model_dump(), "num_heads": 5})
 
 
-@pytest.mark.skipif(INSTALLED, reason="mlc_llm is installed")
-def test_without_mlc_it_says_so() -> None:
+def test_without_mlc_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlc_llm", None)
     with pytest.raises(GeckoError, match="there is no mlc_llm here"):
         register()
 
 
-with_mlc = pytest.mark.skipif(not INSTALLED, reason="mlc_llm is not installed")
+class Fields(SimpleNamespace):
+    """A class of mlc_llm's that keeps what it is given."""
 
 
-@with_mlc
-def test_mlc_knows_gecko_and_its_schemes() -> None:
-    from mlc_llm.conversation_template import ConvTemplateRegistry
-    from mlc_llm.model import MODELS
-    from mlc_llm.quantization import QUANTIZATION
+@pytest.fixture
+def mlc(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Registries in place of mlc_llm's: `models`, `schemes`, `templates` by name, and `choices` of templates."""
+    schemes = {"q0f16": Fields(kind="no-quant"), "q4f16_1": Fields(kind="group-quant")}
+    mlc = SimpleNamespace(models={"llama": Fields()}, schemes=schemes, templates={}, choices=set())
+    registry = SimpleNamespace(
+        register_conv_template=lambda template, override: mlc.templates.update({template.name: template})
+    )
+    modules: dict[str, dict[str, Any]] = {
+        "mlc_llm": {},
+        "mlc_llm.conversation_template": {"ConvTemplateRegistry": registry},
+        "mlc_llm.interface": {"gen_config": SimpleNamespace(CONV_TEMPLATES=mlc.choices)},
+        "mlc_llm.model": {"MODELS": mlc.models, "Model": Fields},
+        "mlc_llm.protocol": {},
+        "mlc_llm.protocol.conversation_protocol": {"Conversation": Fields},
+        "mlc_llm.quantization": {"QUANTIZATION": mlc.schemes, "GroupQuantize": Fields},
+    }
+    for name, members in modules.items():
+        module = ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    return mlc
 
-    theirs = dict(QUANTIZATION)
+
+def test_what_is_registered(mlc: SimpleNamespace) -> None:
+    """Gecko, schemes that mlc_llm has not, and templates; what is there stays, and a second time changes nothing."""
+    theirs = dict(mlc.schemes)
     register()
+    gecko = mlc.models["gecko"]
     register()
-    assert MODELS["gecko"].name == "gecko"
-    assert set(QUANTIZATIONS) <= set(QUANTIZATION)
-    assert all(QUANTIZATION[name] is scheme for name, scheme in theirs.items())
-    for name, ours in QUANTIZATIONS.items():
-        assert QUANTIZATION[name].model_dtype == ours.model_dtype
-        if ours.group is not None:
-            assert QUANTIZATION[name].group_size == ours.group.group_size
-            assert QUANTIZATION[name].num_elem_per_storage == ours.group.codes_per_word
-            assert QUANTIZATION[name].max_int_value == ours.group.largest
-    template = ConvTemplateRegistry.get_conv_template("gecko_play")
-    assert template is not None
-    assert template.stop_token_ids == []
-    assert template.roles["user"] == "Ham."
-
-
-@with_mlc
-@pytest.mark.parametrize("name", [name for name, scheme in QUANTIZATIONS.items() if scheme.group is not None])
-def test_mlc_quantizes_as_we_do(name: str) -> None:
-    from mlc_llm.quantization import QUANTIZATION
-
-    register()
-    scheme = QUANTIZATIONS[name]
-    assert scheme.group is not None
-    weight = np.random.default_rng(0).normal(size=(24, 200)).astype(scheme.model_dtype)
-    weight[3] = 0.5 * weight[4]
-    with tvm.target.Target("llvm"):
-        q_weight, q_scale = QUANTIZATION[name].quantize_weight(tvm.runtime.tensor(weight))
-    codes, scales = scheme.group.quantize(weight)
-    assert np.array_equal(q_weight.numpy(), codes)
-    assert np.array_equal(q_scale.numpy(), scales)
-
-
-@with_mlc
-def test_mlc_writes_a_config_that_is_ours(checkpoint: Path, tmp_path: Path) -> None:
-    from mlc_llm.cli import gen_config
-
-    register()
-    folder = tmp_path / "folder"
-    options = ["--quantization", "q8f16_1", "--conv-template", "gecko_play", "-o", str(folder)]
-    gen_config.main([str(checkpoint), *options])
-    written = read_chat_config(folder)
-    assert (written.quantization, written.bos_token_id, written.eos_token_id) == ("q8f16_1", 3, 0)
-    assert written.stop_tokens() == {0}
-    assert written.config == small_config(vocab_size=4096).model_dump()
-    assert written.tokenizer_files == ["tokenizer.json"]
-    assert find_config(str(folder)) == small_config(vocab_size=4096)
-
-
-@with_mlc
-def test_mlc_recognises_a_folder_and_says_what_is_next(checkpoint: Path, tmp_path: Path) -> None:
-    from mlc_llm.cli import compile, convert_weight
-    from mlc_llm.interface.jit import jit
-    from mlc_llm.support.auto_config import detect_mlc_chat_config, detect_model_type, detect_quantization
-
-    from gecko_mlc.convert.chat_config import generate_config
-    from gecko_mlc.formats.quantization import quantization
-
-    register()
-    folder = tmp_path / "folder"
-    generate_config(checkpoint, quantization("q4f16_1"), folder)
-    path = detect_mlc_chat_config(str(folder))
-    assert path == folder / CHAT_CONFIG
-    assert detect_model_type("auto", path).name == "gecko"
-    assert detect_quantization(None, path).name == "q4f16_1"
-    # What it looks for before it converts.
-    (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": {}}')
-    calls: list[tuple[str, Any]] = [
-        ("gecko-mlc convert_weight", lambda: convert_weight.main([*weights, "-o", str(folder)])),
-        ("gecko-mlc compile", lambda: compile.main([str(folder), "--device", "llvm", "-o", str(tmp_path / "x.so")])),
-        ("gecko-mlc chat", lambda: jit(folder, {}, "llvm")),
-    ]
-    weights = [str(checkpoint), "--quantization", "q4f16_1", "--device", "cpu"]
-    for message, call in calls:
-        with pytest.raises(GeckoError, match=message):
-            call()
+    assert mlc.models["gecko"] is gecko
+    assert gecko.config is ModelConfig
+    assert set(gecko.quantize) == {"no-quant", "group-quant"}
+    for refused in (gecko.model, *gecko.source.values(), *gecko.quantize.values()):
+        with pytest.raises(GeckoError, match="convert_weight"):
+            refused()
+    assert all(mlc.schemes[name] is scheme for name, scheme in theirs.items())
+    q8, group = mlc.schemes["q8f16_1"], QUANTIZATIONS["q8f16_1"].group
+    assert group is not None
+    assert (q8.group_size, q8.quantize_dtype, q8.model_dtype) == (group.group_size, "int8", "float16")
+    assert mlc.templates["gecko_play"].roles["user"] == "Ham."
+    assert mlc.choices == set(mlc.templates)

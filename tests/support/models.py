@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,15 +68,18 @@ def random_parameters(config: GeckoConfig, seed: int = 0) -> dict[str, np.ndarra
     }
 
 
-def with_derived(config: GeckoConfig, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters and the constants that conversion derives from them."""
-    result = dict(parameters)
-    result["rope.cos"], result["rope.sin"] = rope_tables(config)
+def derived(config: GeckoConfig, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The constants that conversion derives from the config and the EMA's parameters."""
+    result = dict(zip(("rope.cos", "rope.sin"), rope_tables(config), strict=True))
     for i in range(config.num_layers):
-        result[cema_name(i)] = cema_coefficients(
-            *(parameters[f"layers.{i}.mega.cema.{leaf}"] for leaf in CEMA_PARAMETERS)
-        )
+        leaves = (parameters[f"layers.{i}.mega.cema.{leaf}"] for leaf in CEMA_PARAMETERS)
+        result[cema_name(i)] = cema_coefficients(*leaves)
     return result
+
+
+def with_derived(config: GeckoConfig, parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters and the constants derived from them."""
+    return parameters | derived(config, parameters)
 
 
 def in_memory(spec: Parameter, value: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from support.launch import floats, ints, launch
 
+from gecko_mlc.formats.library import SAMPLING_PARAMETERS
 from gecko_mlc.runtime.generate.sampling import Sampling
 from gecko_mlc.tir_kernels.cpu import sampling
 from gecko_mlc.tir_kernels.hardware import CPU
@@ -71,7 +72,7 @@ def test_outputs_beyond_the_vocabulary_are_never_drawn() -> None:
 
 
 def test_one_list_of_parameters() -> None:
-    assert tuple(Sampling.model_fields) == sampling.PARAMETERS
+    assert tuple(Sampling.model_fields) == SAMPLING_PARAMETERS
 
 
 def test_score() -> None:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import llama_cpp
 import numpy as np
-from llama_gguf import Llama
 
 from gecko_mlc.runtime.devices import host
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.measure import bench
+from peers.llama_gguf import Llama
 
 # What llama.cpp takes in one call.
 BATCH = 2048

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from compiled_step import CompiledStep
-from cuda_parity import random_parameters, reference_model
 from cuda_speed import NEAR, Limits, speed
-from pytorch_step import Step
+from support.gpu.models import random_parameters, reference_model
 
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime.library import Library
+from peers.pytorch_compiled import CompiledStep
+from peers.pytorch_eager import Step
 
 WARM_UP = 4
 

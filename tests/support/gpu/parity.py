@@ -2,117 +2,47 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from cuda_quantize import TORCH_DTYPES, pack
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
-from gecko_mlc.config import GeckoConfig, validate_config
-from gecko_mlc.convert.derived import CEMA_PARAMETERS, cema_coefficients, cema_name, rope_tables
-from gecko_mlc.reference.gecko import Gecko, RotaryEmbedding
-from gecko_mlc.reference.init_weights import initial_value, matrix_deviation
+from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.library import Library
-from gecko_mlc.runtime.players import tvm_runtime
-
-Tensors = dict[str, torch.Tensor]
-
-
-def random_parameters(config: GeckoConfig, dtype: str, device: str = "cuda") -> Tensors:
-    """Initial parameters of a fixed seed, made on the device: matrices rounded to `dtype`, the rest fp32."""
-    result = {}
-    for parameter in config.parameters():
-        if parameter.matrix:
-            generator = torch.Generator(device).manual_seed(zlib.crc32(parameter.name.encode()))
-            value = torch.randn(parameter.shape, generator=generator, device=device)
-            result[parameter.name] = (value * matrix_deviation(config, parameter)).to(TORCH_DTYPES[dtype])
-        else:
-            result[parameter.name] = _on(device, initial_value(config, parameter, 0))
-    return result
+from support.golden import feed
+from support.gpu.models import Tensors, make_engine, on_device, reference_model
+from support.models import GOLDEN, Golden, load_golden, random_split
 
 
-def _on(device: torch.device | str, array: np.ndarray) -> torch.Tensor:
-    """A copy, in the layout and alignment that TVM demands."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, copy=True)
-
-
-def with_derived(config: GeckoConfig, parameters: Tensors) -> Tensors:
-    """The parameters and the constants that conversion derives from them."""
-    derived = dict(zip(("rope.cos", "rope.sin"), rope_tables(config), strict=True))
-    for i in range(config.num_layers):
-        values = (parameters[f"layers.{i}.mega.cema.{leaf}"].cpu().numpy() for leaf in CEMA_PARAMETERS)
-        derived[cema_name(i)] = cema_coefficients(*values)
-    device = parameters["embed.weight"].device
-    return parameters | {name: _on(device, value) for name, value in derived.items()}
-
-
-def make_engine(library: Library, parameters: Tensors) -> Engine:
-    """An engine over parameters that lie on its device already. What is quantized for it changes in `parameters`, to
-    what the codes stand for."""
-    packed = pack(parameters, library.metadata.parameters)
-    tensors = with_derived(GeckoConfig(**library.metadata.config), parameters) | packed
-    convert = tvm_runtime.load().runtime.from_dlpack
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return Engine(library, [convert(tensors[spec.name]) for spec in library.metadata.parameters])
-
-
-def reference_model(config: GeckoConfig, parameters: Tensors) -> Gecko:
-    """The PyTorch reference over `parameters`, on their device."""
-    with torch.device("meta"):
-        model = Gecko(config)
-    model.load_state_dict(parameters, assign=True)
-    # Its frequencies are no parameter.
-    with parameters["embed.weight"].device:
-        model.rope = RotaryEmbedding(config)
-    return model
-
-
-def prepare_golden(vectors: Path, arch: str | None, folder: Path) -> None:
-    """Libraries for the golden configs, and the vectors beside them."""
+def prepare_golden(arch: str | None, folder: Path) -> None:
+    """Libraries for the configs of the golden vectors."""
     from gecko_mlc.compile.library import compile_library
     from gecko_mlc.compile.target import compile_target
     from gecko_mlc.formats.quantization import quantization
 
     target = compile_target("cuda", architectures=arch)
-    for file in sorted(vectors.glob("*.safetensors")):
-        with safe_open(file, "np") as opened:
-            config = validate_config(json.loads(opened.metadata()["meta"])["config"], file.name)
+    for file in sorted(GOLDEN.glob("*.safetensors")):
+        config = load_golden(file.stem).config
         compile_library(config, quantization("q0f32"), target, folder / f"golden-{file.stem}.so", max_batch_size=2)
-        needed = {k: v for k, v in load_file(file).items() if k in ("tokens", "logits") or k.startswith("sd.")}
-        save_file(needed, folder / f"golden-{file.stem}.safetensors")
 
 
-def _golden_engine(path: Path) -> tuple[Engine, dict[str, np.ndarray]]:
-    library, tensors = Library(path), load_file(path.with_suffix(".safetensors"))
+def _golden_engine(path: Path) -> tuple[Engine, Golden]:
+    library, golden = Library(path), load_golden(path.stem.removeprefix("golden-"))
     device = library.metadata.target.kind
-    parameters = {k[3:]: _on(device, v) for k, v in tensors.items() if k.startswith("sd.")}
-    return make_engine(library, parameters), tensors
+    return make_engine(library, {k: on_device(device, v) for k, v in golden.parameters.items()}), golden
 
 
 def golden(folder: Path) -> dict[str, float]:
     """The largest difference from the golden logits (float64), over one call, single tokens and random splits."""
     result = {}
     for path in sorted(folder.glob("golden-*.so")):
-        engine, tensors = _golden_engine(path)
-        tokens, expected = tensors["tokens"][0].tolist(), tensors["logits"][0]
+        engine, golden = _golden_engine(path)
+        count = len(golden.tokens)
         rng = np.random.default_rng(0)
-        splits = [[len(tokens)], [1] * len(tokens)]
-        splits += [np.diff([0, *np.sort(rng.integers(0, len(tokens), 9)), len(tokens)]).tolist() for _ in range(20)]
-        worst = 0.0
-        for split in splits:
-            engine.reset(0)
-            done, rows = 0, []
-            for length in filter(None, split):
-                rows.append(engine.extend_logits(0, tokens[done : done + length]))
-                done += length
-            worst = max(worst, _difference(np.concatenate(rows), expected))
-        result[path.stem] = worst
+        splits = [[count], [1] * count, *(random_split(rng, count, count // 4) for _ in range(20))]
+        differences = [_difference(feed(engine, golden.tokens, split), golden.logits) for split in splits]
+        result[path.stem] = max(differences)
     return result
 
 
@@ -121,9 +51,8 @@ def conversations(folder: Path) -> dict[str, float]:
     difference of logits. (A captured graph replays the addresses it was captured with.)"""
     result = {}
     for path in sorted(folder.glob("golden-*.so")):
-        engine, tensors = _golden_engine(path)
-        tokens = tensors["tokens"][0].tolist()
-        streams = (tokens, tokens[::-1])
+        engine, golden = _golden_engine(path)
+        streams = (golden.tokens, golden.tokens[::-1])
         alone = []
         for stream in streams:
             engine.reset(0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,24 +18,24 @@ import ml_dtypes
 import numpy as np
 
 from gecko_mlc.formats.group_quantization import GroupLayout
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import LARGEST, RoundedRow
+from gecko_mlc.tir_kernels.cuda.quantized.activations import LARGEST, QuantizedRow
 
+KERNEL_TESTS = Path(__file__).parents[2] / "tir_kernels" / "cuda"
 # Bytes of a launch's arrays: what is recorded may have to travel.
 LARGEST_LAUNCH = 2 * 10**6
 # What the CPU's and the GPU's fp32 arithmetic may differ by, of the largest number.
 FP32_TOLERANCE = 2e-5
 
 
-def prepare_kernels(tests: Path, arch: str | None, folder: Path) -> None:
+def prepare_kernels(arch: str | None, folder: Path) -> None:
     """Run the tests, which must pass; write launches.json, launches.npz and libraries of the kernels."""
     import pytest
 
-    sys.path[:0] = [str(tests)]
     from support import launch_cuda
 
     recorder = Recorder(launch_cuda.launch_cuda)
     launch_cuda.launch_cuda = recorder
-    files = sorted((tests / "tir_kernels" / "cuda").rglob("test_*.py"))
+    files = sorted(KERNEL_TESTS.rglob("test_*.py"))
     # A plain plugin sees which test is running.
     options = ["-q", "-p", "no:cacheprovider"]
     if status := pytest.main([*map(str, files), *options], plugins=[recorder]):
@@ -197,7 +196,9 @@ def error(result: np.ndarray, expected: np.ndarray, outgoing: dict[str, Any] | N
     if np.array_equal(result.view(np.uint8), expected.view(np.uint8)):
         return 0.0
     if expected.dtype == np.uint32 and outgoing is not None:
-        return _rounded_error(result, expected, RoundedRow(**{**outgoing, "layout": GroupLayout(**outgoing["layout"])}))
+        return _rounded_error(
+            result, expected, QuantizedRow(**{**outgoing, "layout": GroupLayout(**outgoing["layout"])})
+        )
     if expected.dtype.kind in "iu":
         return np.inf
     ours, theirs = result.astype(np.float64), expected.astype(np.float64)
@@ -207,7 +208,7 @@ def error(result: np.ndarray, expected: np.ndarray, outgoing: dict[str, Any] | N
     return float(np.abs(ours[finite] - theirs[finite]).max() / max(np.abs(theirs[finite]).max(), 1e-30))
 
 
-def _rounded_error(result: np.ndarray, expected: np.ndarray, row: RoundedRow) -> float:
+def _rounded_error(result: np.ndarray, expected: np.ndarray, row: QuantizedRow) -> float:
     if not row.consistent(result):
         return np.inf
     ours, theirs = (row.unpack(rows) for rows in (result, expected))

@@ -1,0 +1,57 @@
+"""What the benchmarks on this CPU share: a model of random weights, and how measurements are written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gecko_mlc.api import Model, load_model
+from gecko_mlc.config import GeckoConfig
+from gecko_mlc.convert.chat_config import generate_config
+from gecko_mlc.convert.checkpoint import open_checkpoint
+from gecko_mlc.convert.weights import convert_weights
+from gecko_mlc.formats.quantization import quantization
+from gecko_mlc.runtime.devices import host
+from gecko_mlc.runtime.measure import bench
+
+
+def load(config: GeckoConfig, checkpoint: Path, scheme: str, folder: Path) -> Model:
+    """The checkpoint's weights as the quantization `scheme`, by way of a model folder that is written."""
+    convert_weights(config, open_checkpoint(checkpoint), quantization(scheme), folder)
+    generate_config(checkpoint, quantization(scheme), folder)
+    return load_model(folder, device="cpu", say=print)
+
+
+def machine(ceilings: bench.Ceilings) -> dict[str, Any]:
+    """What a report says of this machine."""
+    return {
+        "schema_version": bench.SCHEMA_VERSION,
+        "cpu": host.cpu_name(),
+        "cores": host.usable_cores(),
+        "ceilings": ceilings.model_dump(),
+    }
+
+
+def limits(report: dict[str, Any], repetitions: int) -> str:
+    """The machine's limits, and how often it was measured beside them."""
+    ceilings = report["ceilings"]
+    return (
+        f"Limits measured before every run, median: memory reads {ceilings['memory_gb_per_second']:.1f} GB/s, an fp32"
+        f" product of 1024³ {ceilings['matmul_gflop_per_second']:.0f} GFLOP/s. {repetitions} repetitions, mean."
+    )
+
+
+def cells(m: dict[str, Any]) -> str:
+    """A measurement's columns: tokens/s, ±, GB/s, GFLOP/s, % of machine."""
+    rates = [f"{rate:.1f}" if rate else "" for rate in (m["gb_per_second"], m["gflop_per_second"])]
+    return " | ".join(
+        [f"{m['tokens_per_second']:.1f}", f"{m['deviation']:.1f}", *rates, f"{m['percent_of_ceiling']:.0f}"]
+    )
+
+
+def write(output: Path, name: str, text: str, report: dict[str, Any]) -> None:
+    """Print the text; write it and the report as NAME.md and NAME.json."""
+    print(text)
+    (output / f"{name}.md").write_text(text)
+    (output / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
