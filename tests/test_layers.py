@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 # What the files of a folder may import of this project; of PyTorch, only these files may.
 ALLOWED = {
     "tir_kernels": ("gecko_mlc.tir_kernels", "gecko_mlc.formats"),
-    "runtime": ("gecko_mlc.runtime", "gecko_mlc.cuda_toolkit", "gecko_mlc.formats"),
+    "runtime": ("gecko_mlc.runtime", "gecko_mlc.cuda_toolkit", "gecko_mlc.formats", "gecko_mlc.targets"),
     "compile": (
         "gecko_mlc.compile",
         "gecko_mlc.config",
@@ -26,6 +26,7 @@ ALLOWED = {
         "gecko_mlc.formats",
         "gecko_mlc.model",
         "gecko_mlc.state",
+        "gecko_mlc.targets",
         "gecko_mlc.tir_kernels",
     ),
 }
