@@ -60,6 +60,7 @@ HOUSE = {
         compile/link.py compile/lint.py compile/target.py compile/pipeline.py compile/kernels.py compile/plan.py""",
     # Running knows a library by its metadata.
     "runtime/__init__.py": "",
+    "runtime/interrupts.py": "",
     "runtime/devices": "gecko_mlc/cuda_toolkit.py",
     "runtime/players": "gecko_mlc/targets.py runtime/devices",
     "runtime/state": "runtime/players",
