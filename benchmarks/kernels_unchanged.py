@@ -210,7 +210,7 @@ def _with_compile_target(quantization: Any, compiling: Any, machine_code: Any, l
             host = "aarch64-linux-gnu" if c.target.startswith("cortex") else "x86_64-linux-gnu"
             target = compile_target("cpu", host=host, mcpu=c.target)
         module, _ = export(
-            Build(config, quantization(c.scheme, c.state_dtype), target.machine, c.slots), config.chunk_size
+            Build(config, quantization(c.scheme, c.state_dtype), target.hardware, c.slots), config.chunk_size
         )
         lowered = lower(module)
         if not c.for_gpu:

@@ -11,8 +11,16 @@ import tvm
 from tvm import relax, tirx
 from tvm_ffi import WalkResult, structural_walk
 
-from gecko_mlc.compile.backends.cuda.compiler import Usage
 from gecko_mlc.formats.library import FUNCTIONS
+
+
+class Usage(NamedTuple):
+    """What a kernel takes on one architecture, as its compiler says: bytes, and registers of a thread."""
+
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spill_bytes: int
 
 
 class DeviceFunction(NamedTuple):

@@ -60,7 +60,7 @@ def compile_library(
     link = linker(target.spec.triple)
     prefill_chunk_size = min(prefill_chunk_size, config.chunk_size)
     progress("building the model's functions")
-    build = Build(config, quantization, target.machine, max_batch_size, target.launches)
+    build = Build(config, quantization, target.hardware, max_batch_size, target.launches)
     exported, parameters = export(build, prefill_chunk_size)
     if faults := check_state_use(exported):
         raise AssertionError("state is used wrongly:\n" + "\n".join(faults))
@@ -74,10 +74,10 @@ def compile_library(
         target=target.spec,
         max_batch_size=max_batch_size,
         prefill_chunk_size=prefill_chunk_size,
-        absorb_tile=target.machine.absorb_tile,
+        absorb_tile=target.hardware.absorb_tile,
         parameters=parameters,
-        state=tuple(state_tensors(config, quantization, target.machine)),
-        workspace_bytes={name: workspace_bytes(lowered[name]) for name in functions_of(target.machine.absorb_tile)},
+        state=tuple(state_tensors(config, quantization, target.hardware)),
+        workspace_bytes={name: workspace_bytes(lowered[name]) for name in functions_of(target.hardware.absorb_tile)},
         tvm_version=tvm.__version__,
     )
     kernels = kernels_of(lowered)

@@ -25,7 +25,7 @@ def export(build: Build, prefill_chunk_size: int) -> tuple[tvm.IRModule, tuple[P
         model = GroupQuantize(build.weight_format).visit("", model)
     state = [nn_spec.Tensor([build.slots, *s.shape], s.dtype) for s in model.specs]
     methods = {}
-    for name, inputs in functions_of(build.machine.absorb_tile).items():
+    for name, inputs in functions_of(build.hardware.absorb_tile).items():
         specs = [
             nn_spec.Tensor([build.config.num_outputs if e == "outputs" else e for e in i.shape], i.dtype)
             for i in inputs

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from gecko_mlc.cache import model_folder, model_library
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.formats.templates import TEMPLATES, Template
 from gecko_mlc.runtime.conversation import Conversation
 from gecko_mlc.runtime.generate.generation import Generation
 from gecko_mlc.runtime.generate.options import GenerationOptions
-from gecko_mlc.runtime.generate.sampling import Sampling
 from gecko_mlc.runtime.model import Model
 from gecko_mlc.runtime.text.stream import TextStream
 from gecko_mlc.runtime.text.tokenizer import Tokenizer

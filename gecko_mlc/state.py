@@ -27,7 +27,7 @@ _CHANGED_BY = {
 }
 
 
-def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Hardware) -> Iterator[StateTensor]:
+def state_tensors(config: GeckoConfig, quantization: Quantization, hardware: Hardware) -> Iterator[StateTensor]:
     """The tensors of one slot.
 
     `position` is (chunk index, offset in the chunk); `random` is (seed low, seed high, tokens drawn);
@@ -65,7 +65,7 @@ def state_tensors(config: GeckoConfig, quantization: Quantization, machine: Hard
         yield tensor(f"{prefix}.memory", heads, config.head_dim, config.value_head_dim)
         log_norm = tensor(f"{prefix}.log_norm", heads, config.head_dim)
         yield log_norm.model_copy(update={"initial": "minus_infinity"})
-        if machine.absorb_tile is not None:
+        if hardware.absorb_tile is not None:
             yield tensor(f"{prefix}.memory_sum", heads, config.head_dim, config.value_head_dim + config.head_dim)
             yield tensor(f"{prefix}.log_mass", heads, config.head_dim)
             yield tensor(f"{prefix}.log_sum", heads, chunk)

@@ -15,8 +15,8 @@ import numpy as np
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import StateTensor, TensorSpec
+from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.formats.weights import NUMPY_DTYPES
-from gecko_mlc.runtime.generate.sampling import Sampling
 from gecko_mlc.runtime.interrupts import interrupts_later
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.runtime.players.player import Tensor

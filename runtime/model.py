@@ -9,10 +9,10 @@ from typing import Any
 from gecko_mlc.formats.chat_config import ChatConfig, read_chat_config
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import Metadata
+from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.generate.generation import Generation
 from gecko_mlc.runtime.generate.options import GenerationOptions
-from gecko_mlc.runtime.generate.sampling import Sampling
 from gecko_mlc.runtime.generate.scheduler import Stream
 from gecko_mlc.runtime.library import Library, check_library
 from gecko_mlc.runtime.parameters import ParameterReader

@@ -66,7 +66,7 @@ def test_a_made_up_target_is_compiled_for_and_run(narrow: Target, tmp_path: Path
     path, tokens = tmp_path / "narrow.so", list(range(20))
     target = compile_target("narrow")
     assert isinstance(target, NarrowBackend)
-    assert target.machine == CPU(2, 16)
+    assert target.hardware == CPU(2, 16)
     compiled = compile_library(small_config(), quantization("q0f32"), target, path)
     metadata = read_metadata(path)
     assert metadata == compiled.metadata

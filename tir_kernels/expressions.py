@@ -75,3 +75,8 @@ def average_weight(count: Expr, beta: float) -> Expr:
     series = small * polynomial(small, [1.0 / math.factorial(k) for k in range(10, 0, -1)])
     expm1 = T.Select(x < f32(-0.5), exp(x) - f32(1.0), series)
     return f32(1.0 - beta) / (f32(0.0) - expm1)
+
+
+def affine(normed: Expr, gamma: Expr, beta: Expr, size: int) -> Expr:
+    """A feature of q, k, aq or ak, from that of the normed z of a head with `size` features."""
+    return normed * ((f32(1.0) + gamma) * f32(1.0 / math.sqrt(size))) + beta

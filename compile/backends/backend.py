@@ -36,7 +36,7 @@ class Built(NamedTuple):
 
 
 class Backend(ABC):
-    """Compiles for the machines that the options say: `spec` describes them in the metadata, `machine` is what
+    """Compiles for the machines that the options say: `spec` describes them in the metadata, `hardware` is what
     schedules are written for, `tvm_target` is for TVM's code generator.
 
     `installed` is the architecture of this machine's device, None without one. Raises `ValueError` for options that are
@@ -50,7 +50,7 @@ class Backend(ABC):
 
     def __init__(self, target: Target, options: Options, installed: int | None) -> None:
         self.tvm_target, self.spec = self.describe(target, options, installed)
-        self.machine: Hardware = target.hardware.of(self.spec)
+        self.hardware: Hardware = target.hardware.of(self.spec)
 
     @classmethod
     @abstractmethod

@@ -29,6 +29,8 @@ T = TypeVar("T")
 # The harness's names for the same thing, and options that change nothing here.
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 DEFAULT_LENGTH = 256
+# Of the harness's devices those that are wishes: cuda is what it says when nobody did.
+WISHES: dict[str | None, str] = {"cpu": "cpu"}
 WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1}
 
 
@@ -51,9 +53,8 @@ class GeckoLM(TemplateLM):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        # cuda is what the harness says when nobody did. A second slot continues a context that the first one keeps.
-        kind = "cpu" if device == "cpu" else "auto"
-        self._model = load_model(model, model_lib, kind, say, slots=2, state_dtype=state_dtype)
+        # A second slot continues a context that the first one keeps.
+        self._model = load_model(model, model_lib, WISHES.get(device, "auto"), say, slots=2, state_dtype=state_dtype)
 
     @property
     def eot_token_id(self) -> int:

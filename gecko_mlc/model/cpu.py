@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from tvm import tirx
 from tvm.relax.frontend.nn import Module, Tensor, op
@@ -41,8 +41,7 @@ class CPULaunches(Family):
 
     def __init__(self, build: Build) -> None:
         super().__init__(build)
-        assert isinstance(build.machine, CPU)
-        self.hardware = build.machine
+        self.hardware = cast("CPU", build.hardware)
 
     def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""

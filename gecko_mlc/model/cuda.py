@@ -7,7 +7,7 @@ tensor cores have the weights' dtype; what adds up over layers or time is fp32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from tvm import tirx
 from tvm.relax.frontend.nn import Module, Tensor, op
@@ -48,14 +48,13 @@ class CUDALaunches(Family):
 
     def __init__(self, build: Build) -> None:
         super().__init__(build)
-        assert isinstance(build.machine, CUDA)
-        self.hardware = build.machine
+        self.hardware = cast("CUDA", build.hardware)
         # Activations of a prefill.
         self.dtype = build.quantization.model_dtype
         # Reads of the memory are rounded with the keys.
         self.memory = "memory" if self.window.key_dtype == "float32" else "memory_read"
         # What a decode multiplies.
-        self.matrices = Matrices(build.weight_format, build.slots, build.machine)
+        self.matrices = Matrices(build.weight_format, build.slots, build.hardware)
 
     def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""

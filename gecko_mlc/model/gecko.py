@@ -19,7 +19,7 @@ class Gecko(nn.Module):
 
     def __init__(self, build: Build) -> None:
         self.build = build
-        self.specs = tuple(state_tensors(build.config, build.quantization, build.machine))
+        self.specs = tuple(state_tensors(build.config, build.quantization, build.hardware))
         self.launches = build.launches(build)
         c = build.config
         self.embed = nn.Embedding(c.vocab_size, c.model_dim, build.quantization.model_dtype)

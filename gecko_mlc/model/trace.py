@@ -22,7 +22,7 @@ class Build(NamedTuple):
 
     config: GeckoConfig
     quantization: Quantization
-    machine: Hardware
+    hardware: Hardware
     slots: int
     launches: type[Any]
 
@@ -37,7 +37,7 @@ class Build(NamedTuple):
         group = self.quantization.group
         if group is None:
             return Dense(self.quantization.model_dtype)
-        return self.machine.weight_format(group)
+        return self.hardware.weight_format(group)
 
 
 class State:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gecko_mlc.runtime.generate.sampling import Sampling
+from gecko_mlc.formats.sampling import Sampling
 
 
 class GenerationOptions(BaseModel):

@@ -51,7 +51,7 @@ def lowered(exported: tvm.IRModule) -> tvm.IRModule:
 def test_straight_line(name: str, build: Build, exported: tvm.IRModule, lowered: tvm.IRModule) -> None:
     """No allocation but storage of constant size, no packed call, no branch, no host-computed value:
     launches, on arguments or on views of the storage, and not one launch fewer than the model made."""
-    if name not in functions_of(build.machine.absorb_tile):
+    if name not in functions_of(build.hardware.absorb_tile):
         pytest.skip("of GPUs alone")
     launches = 0
     for block in lowered[name].body.blocks:

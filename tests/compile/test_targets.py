@@ -34,7 +34,7 @@ from gecko_mlc.tir_kernels.hardware import CPU, ByteDot
 )
 def test_features_follow_the_cpu(host: str, mcpu: str | None, machine: CPU, features: set[str]) -> None:
     target = compile_target("cpu", host, mcpu)
-    assert target.machine == machine
+    assert target.hardware == machine
     assert features <= set(target.spec.features)
     assert ("avx512f" in target.spec.features) == (machine.lanes == 16)
 

@@ -9,8 +9,8 @@ import pytest
 from support.models import random_parameters, small_config
 
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.generate.sampling import Sampling
 
 CONFIG = small_config()
 STARTS = {0: 3, 2: 2 * CONFIG.chunk_size - 2, 4: 5 * CONFIG.chunk_size}

@@ -11,9 +11,9 @@ from support.models import random_parameters, small_config
 from support.player import NumPyPlayer
 
 from gecko_mlc.formats.library import FUNCTIONS, Metadata, StateTensor, TargetSpec
+from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.formats.versions import ABI_VERSION
 from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.generate.sampling import Sampling
 
 CHUNK, TILE = 20, 8
 

@@ -27,9 +27,9 @@ class EmulatedLibrary:
 
     def __init__(self, config: GeckoConfig, scheme: str, slots: int, state_dtype: str | None = None) -> None:
         target, dtypes = compile_target("cuda", architectures="sm_80,sm_90"), quantization(scheme, state_dtype)
-        build = Build(config, dtypes, target.machine, slots, target.launches)
+        build = Build(config, dtypes, target.hardware, slots, target.launches)
         module, parameters = export(build, config.chunk_size)
-        tile = target.machine.absorb_tile
+        tile = target.hardware.absorb_tile
         self.player = NumPyPlayer({name: functools.partial(self._play, name) for name in functions_of(tile)})
         self.metadata = Metadata(
             abi_version=ABI_VERSION,
@@ -42,7 +42,7 @@ class EmulatedLibrary:
             prefill_chunk_size=config.chunk_size,
             absorb_tile=tile,
             parameters=parameters,
-            state=tuple(state_tensors(config, dtypes, target.machine)),
+            state=tuple(state_tensors(config, dtypes, target.hardware)),
             workspace_bytes={},
             tvm_version=tvm.__version__,
         )

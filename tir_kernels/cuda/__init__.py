@@ -11,7 +11,7 @@ Decode is seven kernels a layer, each started while its predecessor ends:
     linear_residual   decode/linear.py             x or y + fc2 times that
 
 between state/embedding.py and, for logits, decode/timestep_norm.py and `head` of decode/linear.py. Their matrix
-products are gemv/gemv.py's: dot.py with dense weights, quantized/gemv.py with codes, mma.py for several rows. What
+products are gemv/gemv.py's: dot.py with dense weights, quantized.py with codes, mma.py for several rows. What
 multiplies codes has rows of activations that norm_ema, merge and gate have quantized (quantized/quantize.py).
 
 Prefill, n tokens of one slot, is these kernels a layer:

@@ -17,20 +17,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gecko_mlc.compile.backends.cuda import nvrtc
+from gecko_mlc.compile.kernels import Usage
 from gecko_mlc.cuda_toolkit import find_library, toolkits
 
 FATBIN_MAGIC = b"\x50\xed\x55\xba"
 _OPTIONS = ("--std=c++17", "--fmad=true", "--disable-warnings", "--ptxas-options=-v")
 _INSTALL = 'install NVRTC with pip install "gecko-mlc[cuda]", or a toolkit of CUDA 13'
-
-
-class Usage(NamedTuple):
-    """What a kernel takes on one architecture, as ptxas says: bytes, and registers of a thread."""
-
-    registers: int
-    shared_bytes: int
-    stack_bytes: int
-    spill_bytes: int
 
 
 class MachineCode(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.models import random_parameters, small_config
 
+from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.runtime.engine import Engine
-from gecko_mlc.runtime.generate.sampling import Sampling
 
 CONFIG = small_config()
 

@@ -26,12 +26,12 @@ from gecko_mlc.tir_kernels.hardware import CPU
 )
 def test_instructions_follow_the_cpu(scheme: str, host: str, mcpu: str, instruction: str | None) -> None:
     target = compile_target("cpu", host, mcpu)
-    assert isinstance(target.machine, CPU)
+    assert isinstance(target.hardware, CPU)
     group = QUANTIZATIONS[scheme].group
     assert group is not None
     code_bits = 4 if group.bits == 3 else group.bits
-    layout = GroupLayout(quantization=group, lanes=target.machine.lanes, code_bits=code_bits)
-    kernel = linear.linear(64, 32, layout, target.machine)
+    layout = GroupLayout(quantization=group, lanes=target.hardware.lanes, code_bits=code_bits)
+    kernel = linear.linear(64, 32, layout, target.hardware)
     module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
     assembly = tvm.compile(module, target=target.tvm_target).mod.inspect_source("asm")
     found = {name for name in ("vpdpbusd", "vpmaddubsw", "sdot") if name in assembly}

@@ -6,7 +6,7 @@ import numpy as np
 from support.launch import floats, ints, launch
 
 from gecko_mlc.formats.library import SAMPLING_PARAMETERS
-from gecko_mlc.runtime.generate.sampling import Sampling
+from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.tir_kernels.cpu import sampling
 from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.oracles.sampling import Settings, oracle, score_oracle

@@ -20,7 +20,6 @@ from gecko_mlc.tir_kernels.cuda.decode.attention_window import (
     parts,
     visible_positions,
 )
-from gecko_mlc.tir_kernels.cuda.prefill.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     RESIDENT_BLOCKS,
     launch_dependents,
@@ -29,7 +28,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     warp_sum,
 )
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
-from gecko_mlc.tir_kernels.expressions import MASKED, Expr, f32, loader
+from gecko_mlc.tir_kernels.expressions import MASKED, Expr, affine, f32, loader
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.shapes import Window
 from gecko_mlc.tir_kernels.value_cache import code_of, inverse_of, scale_of

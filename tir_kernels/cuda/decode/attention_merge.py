@@ -9,7 +9,6 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.decode.attention_window import part_length, parts, visible_positions
 from gecko_mlc.tir_kernels.cuda.gemv.schedule import Matrices
-from gecko_mlc.tir_kernels.cuda.prefill.attention_inputs import affine
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     lane_sum,
     launch_dependents,
@@ -19,7 +18,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
 )
 from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row, row_shape
 from gecko_mlc.tir_kernels.cuda.quantized.quantize import quantize_vectors
-from gecko_mlc.tir_kernels.expressions import MASKED, f32, loader
+from gecko_mlc.tir_kernels.expressions import MASKED, affine, f32, loader
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.shapes import Window
 

@@ -8,9 +8,9 @@ from gecko_mlc.formats.group_quantization import Dense
 from gecko_mlc.tir_kernels.cuda.gemv.dot import dot_gemv
 from gecko_mlc.tir_kernels.cuda.gemv.mma import mma_gemv
 from gecko_mlc.tir_kernels.cuda.gemv.prologue import NormPrologue
+from gecko_mlc.tir_kernels.cuda.gemv.quantized import TILE, quantized_gemv
 from gecko_mlc.tir_kernels.cuda.gemv.schedule import BLOCKS, GEMV, Matrices
 from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow, quantized_row
-from gecko_mlc.tir_kernels.cuda.quantized.gemv import TILE, quantized_gemv
 from gecko_mlc.tir_kernels.hardware import divide
 
 # What the threads of a block can hold.

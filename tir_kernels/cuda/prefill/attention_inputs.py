@@ -11,14 +11,9 @@ from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import warp_maximum, warp_sum
 from gecko_mlc.tir_kernels.cuda.ptx.narrow import narrow
-from gecko_mlc.tir_kernels.expressions import MASKED, Expr, f32
+from gecko_mlc.tir_kernels.expressions import MASKED, affine, f32
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.shapes import Window
-
-
-def affine(normed: Expr, gamma: Expr, beta: Expr, size: int) -> Expr:
-    """A feature of q, k, aq or ak, from that of the normed z of a head with `size` features."""
-    return normed * ((f32(1.0) + gamma) * f32(1.0 / math.sqrt(size))) + beta
 
 
 @functools.cache

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from support.weights import format_of
 
+from gecko_mlc.tir_kernels.cuda.gemv.quantized_tiling import MAX_TILES, Tiling, share_blocks
 from gecko_mlc.tir_kernels.cuda.gemv.schedule import BLOCKS
-from gecko_mlc.tir_kernels.cuda.quantized.gemv_tiling import MAX_TILES, Tiling, share_blocks
 from gecko_mlc.tir_kernels.hardware import CUDA
 
 

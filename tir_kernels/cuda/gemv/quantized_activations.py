@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from tvm.script import tirx as T
 
 from gecko_mlc.tir_kernels.cuda.gemv.prologue import NormPrologue, group_moments, normalize_row
+from gecko_mlc.tir_kernels.cuda.gemv.quantized_tiling import Tiling
 from gecko_mlc.tir_kernels.cuda.gemv.schedule import WARPS
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import commit_copies, copy_16_if
 from gecko_mlc.tir_kernels.cuda.quantized.activations import QuantizedRow
-from gecko_mlc.tir_kernels.cuda.quantized.gemv_tiling import Tiling
 from gecko_mlc.tir_kernels.cuda.quantized.quantize import quantize_portion
 from gecko_mlc.tir_kernels.hardware import divide
 

@@ -13,6 +13,8 @@ from tvm.script import tirx as T
 
 from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.tir_kernels.cuda.gemv.prologue import NormPrologue
+from gecko_mlc.tir_kernels.cuda.gemv.quantized_activations import copy_activations, quantization
+from gecko_mlc.tir_kernels.cuda.gemv.quantized_tiling import ROWS, TILE, UNIT, Tiling
 from gecko_mlc.tir_kernels.cuda.gemv.schedule import GEMV, THREADS, keep_order
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     commit_copies,
@@ -26,8 +28,6 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
     warp_sum,
 )
 from gecko_mlc.tir_kernels.cuda.quantized.activations import INTEGERS_BITS, UPPER, QuantizedRow, piece_bytes
-from gecko_mlc.tir_kernels.cuda.quantized.gemv_activations import copy_activations, quantization
-from gecko_mlc.tir_kernels.cuda.quantized.gemv_tiling import ROWS, TILE, UNIT, Tiling
 from gecko_mlc.tir_kernels.cuda.quantized.mma_int8 import load_scales, multiply_codes
 from gecko_mlc.tir_kernels.hardware import CUDA, divide
 
