@@ -21,7 +21,7 @@ def to_markdown(result: Result) -> str:
             " weights; bytes and operations are counted for the positions that were run.",
             "",
         ]
-    for section in (_decoding, _batches, _between, _prefill, _correctness, _kernels, _profiles, _load):
+    for section in (_decoding, _generating, _batches, _between, _prefill, _correctness, _kernels, _profiles, _load):
         lines += section(succeeded)
     for label in [label for label in result if label not in succeeded]:
         lines += [f"## {label} failed", "", "```", result[label]["error"].strip(), "```", ""]
@@ -71,6 +71,13 @@ def _decoding(result: Result) -> list[str]:
         for scheme, value in _of(result, "decode")
     ]
     return [*_table(header, rows), *notes, *([""] if notes else [])]
+
+
+def _generating(result: Result) -> list[str]:
+    columns = ("prompt_tokens_per_second", "tokens_per_second", "steps_alone_per_second", "of_steps_alone")
+    rows = [(scheme, *(value[column] for column in columns)) for scheme, value in _of(result, "generate")]
+    header = ("Text, as a user gets it", "prompt, tokens/s", "answer, tokens/s", "its steps alone", "of those")
+    return _table(header, rows) if rows else []
 
 
 def _batches(result: Result) -> list[str]:

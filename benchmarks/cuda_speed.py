@@ -7,6 +7,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,14 @@ import torch
 from cuda_costs import Cost, decode_costs, kernel_name, prefill_costs
 from torch.profiler import ProfilerActivity
 
+from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.runtime.engine import Engine
+from gecko_mlc.runtime.generate.generation import Generation
+from gecko_mlc.runtime.generate.options import GenerationOptions
+from gecko_mlc.runtime.generate.scheduler import Stream
 from gecko_mlc.runtime.measure import bench
+from gecko_mlc.runtime.state.slots import slots_of
+from gecko_mlc.runtime.text.tokenizer import Tokenizer
 
 Limits = dict[str, float]
 # Chunks that decode is averaged over: one past the third, and the one at a million tokens (of the 7B).
@@ -133,6 +140,34 @@ def between_tokens(engine: Engine) -> dict[str, float]:
     times.sort()
     median, p99 = statistics.median(times), times[math.ceil(0.99 * len(times)) - 1]
     return {"median": median, "p99": p99, "largest": times[-1], "p99_over_median": p99 / median}
+
+
+def generate(engine: Engine) -> dict[str, float]:
+    """A prompt and then an answer of a chunk each through the generation loop, as a user gets them, beside the answer's
+    steps alone; tokens a second."""
+    size = engine.chunk_size
+    options = GenerationOptions(sampling=Sampling(temperature=0.0), max_tokens=size - 1)
+    prompt = np.random.default_rng(3).integers(0, engine.vocab_size, size).tolist()
+    result: dict[str, float] = {}
+    # The first one warms up.
+    for _ in range(2):
+        loop = Generation(Stream(slots_of(engine).lease(0), _tokenizer(), prompt, options))
+        "".join(loop)
+        result["prompt_tokens_per_second"] = size / loop.prefill_seconds
+        result["tokens_per_second"] = len(loop.tokens) / loop.decode_seconds
+        move_to(engine, 1)
+        engine.synchronize()
+        begun = time.perf_counter()
+        burst(engine, [0], size - 2)
+        engine.synchronize()
+        result["steps_alone_per_second"] = (size - 2) / (time.perf_counter() - begun)
+    return {**result, "of_steps_alone": result["tokens_per_second"] / result["steps_alone_per_second"]}
+
+
+def _tokenizer() -> Tokenizer:
+    """The demo's: ids that it has not are no text, at about the same price."""
+    with resources.as_file(resources.files("gecko_mlc.demo")) as folder:
+        return Tokenizer(folder)
 
 
 def batches(engine: Engine, counts: Sequence[int], limits: Limits, steps: int = 128) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 # Quantizations; "q4f16_1+int8" has caches of another dtype than its own.
 SCHEMES = ("q0bf16", "q0f16")
 # Those with "@" once for each scheme.
-PARTS = ("kernels", "golden", "conversations", "decode@", "between@", "prefill@", "profile@", "parity@")
+PARTS = ("kernels", "golden", "conversations", "decode@", "generate@", "between@", "prefill@", "profile@", "parity@")
 PEERS = ("eager", "compiled")
 # Only when asked for: many sequences take a library, and memory, of their own; loading writes the weights of the first
 # scheme, a plain one, to the disk.
@@ -206,6 +206,7 @@ def run(label: str, name: str, schemes: Sequence[str], folder: Path, report: Rep
         "golden": lambda: parity.golden(folder),
         "conversations": lambda: parity.conversations(folder),
         "decode": lambda: cuda_speed.decode(engine, limits),
+        "generate": lambda: cuda_speed.generate(engine),
         "between": lambda: cuda_speed.between_tokens(engine),
         "prefill": lambda: cuda_speed.prefill(engine, limits),
         "profile": lambda: cuda_speed.profile(engine, limits),
