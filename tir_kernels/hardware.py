@@ -41,7 +41,9 @@ class CPU(NamedTuple):
     registers: int = 32
     byte_dot: ByteDot = ByteDot.PLAIN
 
-    absorb_tile = None
+    @property
+    def absorb_tile(self) -> None:
+        """See `Hardware`."""
 
     @classmethod
     def of(cls, spec: TargetSpec) -> CPU:
@@ -73,6 +75,8 @@ class CPU(NamedTuple):
         return 12 if self.registers >= 32 else 6
 
 
+# Positions of the previous chunk that a GPU absorbs into its memory's sums at a time.
+ABSORB_TILE = 64
 # Shared memory of a block that needs no asking.
 USUAL_SHARED_BYTES = 48 * 1024
 _SHARED_MEMORY_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -83,7 +87,10 @@ class CUDA(NamedTuple):
 
     architectures: tuple[int, ...]
 
-    absorb_tile = 64
+    @property
+    def absorb_tile(self) -> int:
+        """See `Hardware`."""
+        return ABSORB_TILE
 
     @classmethod
     def of(cls, spec: CUDATarget) -> CUDA:

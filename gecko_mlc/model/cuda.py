@@ -54,7 +54,7 @@ class CUDALaunches(Family):
         # Reads of the memory are rounded with the keys.
         self.memory = "memory" if self.window.key_dtype == "float32" else "memory_read"
         # What a decode multiplies.
-        self.matrices = Matrices(build.weight_format, build.slots, build.hardware)
+        self.matrices = Matrices(build.weight_format, build.slots, self.hardware)
 
     def embed(self, call: Call, tokens: Tensor | None, table: Matrix) -> Tensor:
         """x [n, D] (2.1) of the tokens, or of the state's current ones."""

@@ -22,14 +22,11 @@ from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import (
 )
 from gecko_mlc.tir_kernels.cuda.state.value_cache import widen_codes
 from gecko_mlc.tir_kernels.expressions import Expr, loader
-from gecko_mlc.tir_kernels.hardware import CUDA, divide
+from gecko_mlc.tir_kernels.hardware import ABSORB_TILE, divide
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.phase import Phase
 from gecko_mlc.tir_kernels.shapes import Window
 from gecko_mlc.tir_kernels.value_cache import value_loader
-
-# Positions that are absorbed at a time.
-ABSORB_TILE = CUDA.absorb_tile
 
 # e^x with 20 bits, and fewer where it is small: 16-bit results need no more.
 _fast_exp = device_function(

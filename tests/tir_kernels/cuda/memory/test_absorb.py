@@ -8,10 +8,11 @@ import pytest
 from support.launch import cached_values, floats, ints
 from support.launch_cuda import launch_cuda
 
-from gecko_mlc.tir_kernels.cuda.memory.absorb import ABSORB_TILE, absorb
+from gecko_mlc.tir_kernels.cuda.memory.absorb import absorb
 from gecko_mlc.tir_kernels.cuda.memory.start_chunk import start_chunk
 from gecko_mlc.tir_kernels.cuda.memory.update import update
 from gecko_mlc.tir_kernels.cuda.memory.write import write
+from gecko_mlc.tir_kernels.hardware import ABSORB_TILE
 from gecko_mlc.tir_kernels.oracles.working_memory import write_oracle
 from gecko_mlc.tir_kernels.phase import Phase
 from gecko_mlc.tir_kernels.shapes import Window

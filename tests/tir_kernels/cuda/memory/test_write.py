@@ -34,4 +34,4 @@ def test_write(size: int, value_size: int, dtype: str) -> None:
     np.testing.assert_allclose(log_norm[3], total, rtol=2e-6, atol=2e-6)
     assert np.isnan(memory[1:3]).all() and np.isnan(log_norm[1:3]).all()
     for read in rounded:
-        np.testing.assert_array_equal(read, memory.astype(dtype))
+        np.testing.assert_array_equal(read.astype(float), memory.astype(dtype).astype(float))
