@@ -198,16 +198,11 @@ def source() -> str:
 
 def test_device_functions_are_known_by_their_names() -> None:
     """Of a kernel that launches one, or two others for many rows."""
-<<<<<<< HEAD
     group = quantization("q4f16_1").group
     assert group is not None
     layout = CUDA((90,)).weight_format(group)
-    kernel = prefill_linear.value_projection(64, 24, 1, 8, layout, "float16", CUDA((90,)))
-=======
-    layout = Build(small_config(), quantization("q4f16_1"), CUDA((90,)), 1).weight_format
     window = Window(8, 24, 1, 1, 8, 1, 1e-5, key_dtype="float16", value_dtype="float16")
     kernel = value_projection(64, window, layout, CUDA((90,)))
->>>>>>> refs/heads/cuda-prefill
     functions = list(device_functions("kernel", kernel))
     generated = re.findall(r"__launch_bounds__\((\d+)\) (\w+)\(.*\{", source_of(kernel))
     assert [(str(f.threads), f.name) for f in functions] == generated
