@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ from support.models import Golden, in_memory, load_golden, with_derived
 # Wide enough that no message is wrapped.
 os.environ["COLUMNS"] = "200"
 
+from gecko_mlc.cache import model_folder, model_library
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.runtime.engine import Engine
@@ -33,9 +38,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of prepared models and libraries, in place of the user's."""
-    return tmp_path_factory.mktemp("home")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers of this run."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other workers from making `path` at the same time."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def home(shared: Path) -> Path:
+    """A cache of prepared models and libraries in place of the user's, with the demo in it."""
+    folder = shared / "home"
+    with pytest.MonkeyPatch.context() as patch, locked(folder):
+        patch.setenv("GECKO_MLC_HOME", str(folder))
+        model_library(model_folder("gecko-demo"), "auto")
+    return folder
 
 
 @pytest.fixture(scope="session", params=["public_a", "public_b"])
@@ -45,21 +71,18 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def compiled(shared: Path) -> Callable[..., Path]:
     """Compile a config for this machine, once: (config, quantization, slots, state dtype) → library."""
     from gecko_mlc.compile.library import compile_library
     from gecko_mlc.compile.target import compile_target
 
-    folder = tmp_path_factory.mktemp("libraries")
-    done: dict[tuple[str, str, int, str | None], Path] = {}
-
     def build(config: GeckoConfig, scheme: str = "q0f32", slots: int = 1, state: str | None = None) -> Path:
-        key = (config.model_dump_json(), scheme, slots, state)
-        if key not in done:
-            path = folder / f"{len(done)}.so"
-            compile_library(config, quantization(scheme, state), compile_target("cpu"), path, slots)
-            done[key] = path
-        return done[key]
+        key = json.dumps([config.model_dump(), scheme, slots, state])
+        path = shared / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
+        with locked(path):
+            if not path.exists():
+                compile_library(config, quantization(scheme, state), compile_target("cpu"), path, slots)
+        return path
 
     return build
 
