@@ -51,7 +51,8 @@ class Engine:
         self.asynchronous, self.slots = self.player.asynchronous, self.metadata.max_batch_size
         self.chunk_size: int = self.metadata.config["chunk_size"]
         self.vocab_size: int = self.metadata.config["vocab_size"]
-        self.num_outputs: int = self._spec("logits").shape[0]
+        self._specs = {spec.name: spec for spec in self.metadata.state}
+        self.num_outputs: int = self._specs["logits"].shape[0]
         # Arguments keep their addresses: a captured graph replays those it was captured with.
         piece = self.metadata.prefill_chunk_size
         arguments = [
@@ -73,7 +74,9 @@ class Engine:
         self._named: list[int] = []  # What `_slot_ids` holds.
         self.positions = [0] * self.slots
         self._checkpoints: dict[int, Checkpoint] = {}
+        # Where those keep what is on the device, and what is copied there and back.
         self._spares: dict[tuple[int, str], Tensor] = {}
+        self._copies: dict[tuple[int, tuple[str, ...], bool], tuple[tuple[Tensor, Tensor], ...]] = {}
         for slot in range(self.slots):
             self.reset(slot)
 
@@ -190,7 +193,7 @@ class Engine:
         self.write("sampling", slot, np.array(row, np.float32))
         words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, 0], np.uint32)
         self.write("random", slot, words.view(np.int32))
-        self.write("counts", slot, np.zeros(self._spec("counts").shape, np.int32))
+        self.write("counts", slot, np.zeros(self._specs["counts"].shape, np.int32))
 
     @_alone
     def set_token(self, slot: int, token: int) -> None:
@@ -225,7 +228,7 @@ class Engine:
     @_alone
     def read(self, name: str, slot: int) -> np.ndarray:
         """One slot's part of the state tensor `name`."""
-        return self.player.download(self._slot_part(name, slot)).reshape(self._spec(name).shape)
+        return self.player.download(self._slot_part(name, slot)).reshape(self._specs[name].shape)
 
     @_alone
     def write(self, name: str, slot: int, value: np.ndarray) -> None:
@@ -262,11 +265,11 @@ class Engine:
     @_alone
     def restore(self, slot: int, checkpoint: Checkpoint) -> None:
         """Back to the slot's checkpoint."""
-        copies = {name: value for name, value in checkpoint.kept.items() if not isinstance(value, np.ndarray)}
-        self.player.copy([(copy, self._slot_part(name, slot)) for name, copy in copies.items()])
-        for name, value in checkpoint.kept.items():
-            if name not in copies:
-                self.write(name, slot, value)
+        on_host = {name: value for name, value in checkpoint.kept.items() if isinstance(value, np.ndarray)}
+        names = tuple(name for name in checkpoint.kept if name not in on_host)
+        self.player.copy(self._pairs(slot, names, back=True))
+        for name, value in on_host.items():
+            self.write(name, slot, value)
         self.positions[slot] = checkpoint.position
 
     def release(self, slot: int) -> None:
@@ -280,7 +283,7 @@ class Engine:
         self.write("random", slot, words.view(np.int32))
         counts = np.bincount(np.asarray(tokens, np.int64), minlength=self.num_outputs)
         self.write("counts", slot, counts.astype(np.int32))
-        recent = np.zeros(self._spec("recent").shape, np.int32)
+        recent = np.zeros(self._specs["recent"].shape, np.int32)
         for place in range(max(len(tokens) - len(recent), 0), len(tokens)):
             recent[place % len(recent)] = tokens[place]
         self.write("recent", slot, recent)
@@ -326,21 +329,29 @@ class Engine:
     def _keep_changing(self, function: str, slots: Sequence[int]) -> None:
         """For the checkpoints of slots: what `function` is about to change."""
         for slot in slots:
-            if (checkpoint := self._checkpoints.get(slot)) is None:
+            checkpoint = self._checkpoints.get(slot)
+            if checkpoint is None or function in checkpoint.called:
                 continue
-            changing = [s for s in self.metadata.state if function in s.changed_by and s.name not in checkpoint.kept]
-            # On the device what every token changes: the host would wait for it.
-            often = [spec for spec in changing if "decode" in spec.changed_by]
-            copies = {spec.name: self._spare(spec, slot) for spec in often}
-            self.player.copy([(self._slot_part(name, slot), copy) for name, copy in copies.items()])
-            seldom = {spec.name: self.read(spec.name, slot) for spec in changing if spec not in often}
-            checkpoint.kept.update(copies | seldom)
+            checkpoint.called.add(function)
+            names = [n for n, s in self._specs.items() if function in s.changed_by and n not in checkpoint.kept]
+            # On the device what changes within a chunk: the host would wait for it.
+            often = tuple(name for name in names if self._specs[name].changed_by != ("end_chunk",))
+            pairs = self._pairs(slot, often)
+            self.player.copy(pairs)
+            checkpoint.kept.update({name: copy for name, (_, copy) in zip(often, pairs, strict=True)})
+            checkpoint.kept.update({name: self.read(name, slot) for name in names if name not in often})
 
-    def _spare(self, spec: StateTensor, slot: int) -> Tensor:
-        """Where a checkpoint keeps one slot's part of a state tensor."""
-        if (slot, spec.name) not in self._spares:
-            (self._spares[slot, spec.name],) = self.player.allocate([spec])
-        return self._spares[slot, spec.name]
+    def _pairs(self, slot: int, names: tuple[str, ...], back: bool = False) -> tuple[tuple[Tensor, Tensor], ...]:
+        """A slot's parts of state tensors and where its checkpoint keeps them, or `back`; the same each time."""
+        key = (slot, names, back)
+        if key not in self._copies and back:
+            self._copies[key] = tuple((copy, part) for part, copy in self._pairs(slot, names))
+        elif key not in self._copies:
+            for name in names:
+                if (slot, name) not in self._spares:
+                    (self._spares[slot, name],) = self.player.allocate([self._specs[name]])
+            self._copies[key] = tuple((self._slot_part(name, slot), self._spares[slot, name]) for name in names)
+        return self._copies[key]
 
     def _slot_view(self, slots: Sequence[int]) -> Tensor:
         self._check_slots(slots)
@@ -371,12 +382,9 @@ class Engine:
         (tensor,) = self.player.allocate([TensorSpec(name="result", shape=shape, dtype="float32")])
         return tensor
 
-    def _spec(self, name: str) -> StateTensor:
-        return next(spec for spec in self.metadata.state if spec.name == name)
-
     def _slot_part(self, name: str, slot: int) -> Tensor:
         self._check_slots([slot])
-        spec = self._spec(name)
+        spec = self._specs[name]
         return self.player.view(self._state[name], spec.shape, spec.dtype, slot * tensor_bytes(spec))
 
 

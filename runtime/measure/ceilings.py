@@ -62,7 +62,10 @@ class Device:
     def __init__(self, player: Player) -> None:
         self._player = player
         shape = (2**28,)
-        self._arrays = player.allocate([TensorSpec(name=n, shape=shape, dtype="float32") for n in ("from", "to")])
+        source, destination = player.allocate(
+            [TensorSpec(name=n, shape=shape, dtype="float32") for n in ("from", "to")]
+        )
+        self._pairs = ((source, destination),)
         self.measure()
 
     def measure(self) -> Ceilings:
@@ -72,7 +75,7 @@ class Device:
             self._player.synchronize()
             begun = time.perf_counter()
             for _ in range(5):
-                self._player.copy([tuple(self._arrays)])
+                self._player.copy(self._pairs)
             self._player.synchronize()
             best = min(best, (time.perf_counter() - begun) / 5)
         return Ceilings(memory_gb_per_second=2 * 2**30 / best / 1e9, matmul_gflop_per_second=None)

@@ -7,7 +7,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,13 @@ from gecko_mlc.runtime.players import tvm_runtime
 from gecko_mlc.runtime.players.cuda_stream import stream_of
 from gecko_mlc.runtime.players.player import Tensor
 from gecko_mlc.runtime.players.tvm import TVMPlayer
+
+
+class _Copying(NamedTuple):
+    """What is copied, kept so that its identity stays its own, and the graph that copies it."""
+
+    pairs: tuple[tuple[Tensor, Tensor], ...]
+    graph: Callable[[], None]
 
 
 class CUDAPlayer(TVMPlayer):
@@ -37,6 +44,7 @@ class CUDAPlayer(TVMPlayer):
         self._stream = stream_of(self._device, cudart)
         # The launches of calls that come again, by functions and shapes.
         self._graphs: dict[tuple[Any, ...], Callable[[], None]] = {}
+        self._copies: dict[int, _Copying] = {}
 
     @classmethod
     def usable(cls) -> bool:
@@ -109,20 +117,20 @@ class CUDAPlayer(TVMPlayer):
         read = self._stream.read(tensor.data_ptr(), math.prod(shape) * dtype.itemsize)
         return lambda: np.frombuffer(read(), dtype).reshape(shape)
 
-    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """See `Player`. One graph from the second time on that the same are copied."""
-        places = tuple((source.data_ptr(), destination.data_ptr()) for source, destination in pairs)
-        if (graph := self._graphs.get(places)) is not None:
-            graph()
+    def copy(self, pairs: tuple[tuple[Tensor, Tensor], ...]) -> None:
+        """See `Player`. One graph from the second time on."""
+        if (copying := self._copies.get(id(pairs))) is not None:
+            copying.graph()
             return
         sizes = [math.prod(s.shape) * NUMPY_DTYPES[str(s.dtype)].itemsize for s, _ in pairs]
 
         def copies() -> None:
-            for (source, destination), size in zip(places, sizes, strict=True):
-                self._stream.copy(source, destination, size)
+            for (source, destination), size in zip(pairs, sizes, strict=True):
+                self._stream.copy(source.data_ptr(), destination.data_ptr(), size)
 
         copies()
-        self._graphs[places] = self._stream.record(copies)
+        if pairs:
+            self._copies[id(pairs)] = _Copying(pairs, self._stream.record(copies))
 
     def play(self, functions: Sequence[str], inputs: Sequence[Tensor]) -> None:
         """See `Player`."""

@@ -88,8 +88,9 @@ class Player(ABC):
         """Begin to read a small tensor as it will be after the calls before; what is returned waits for that alone."""
 
     @abstractmethod
-    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Copy tensors into others of their shapes and dtypes: pairs of source and destination."""
+    def copy(self, pairs: tuple[tuple[Tensor, Tensor], ...]) -> None:
+        """Copy tensors into others of their shapes and dtypes: pairs of source and destination. What comes again is
+        given as the same object."""
 
     # Calls
 

@@ -86,7 +86,7 @@ class TVMPlayer(Player):
         value = self.download(tensor)
         return lambda: value
 
-    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def copy(self, pairs: tuple[tuple[Tensor, Tensor], ...]) -> None:
         """See `Player`."""
         for source, destination in pairs:
             source.copyto(destination)

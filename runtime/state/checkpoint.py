@@ -18,6 +18,7 @@ class Checkpoint:
 
     def __init__(self, position: int) -> None:
         self.position = position
+        self.called: set[str] = set()  # The functions since.
         self.kept: dict[str, Any] = {}
 
 

@@ -56,7 +56,7 @@ class NumPyPlayer(Player):
         value = self.download(tensor)
         return lambda: value
 
-    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def copy(self, pairs: tuple[tuple[Tensor, Tensor], ...]) -> None:
         for source, destination in pairs:
             destination[...] = source
 
