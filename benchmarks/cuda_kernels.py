@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from gecko_mlc.formats.group_quantization import GroupLayout
-from gecko_mlc.tir_kernels.cuda.quantized.rounded_row import LARGEST, RoundedRow
+from gecko_mlc.tir_kernels.cuda.quantized.activations import LARGEST, QuantizedRow
 
 # Bytes of a launch's arrays: what is recorded may have to travel.
 LARGEST_LAUNCH = 2 * 10**6
@@ -197,7 +197,9 @@ def error(result: np.ndarray, expected: np.ndarray, outgoing: dict[str, Any] | N
     if np.array_equal(result.view(np.uint8), expected.view(np.uint8)):
         return 0.0
     if expected.dtype == np.uint32 and outgoing is not None:
-        return _rounded_error(result, expected, RoundedRow(**{**outgoing, "layout": GroupLayout(**outgoing["layout"])}))
+        return _rounded_error(
+            result, expected, QuantizedRow(**{**outgoing, "layout": GroupLayout(**outgoing["layout"])})
+        )
     if expected.dtype.kind in "iu":
         return np.inf
     ours, theirs = result.astype(np.float64), expected.astype(np.float64)
@@ -207,7 +209,7 @@ def error(result: np.ndarray, expected: np.ndarray, outgoing: dict[str, Any] | N
     return float(np.abs(ours[finite] - theirs[finite]).max() / max(np.abs(theirs[finite]).max(), 1e-30))
 
 
-def _rounded_error(result: np.ndarray, expected: np.ndarray, row: RoundedRow) -> float:
+def _rounded_error(result: np.ndarray, expected: np.ndarray, row: QuantizedRow) -> float:
     if not row.consistent(result):
         return np.inf
     ours, theirs = (row.unpack(rows) for rows in (result, expected))
