@@ -165,14 +165,24 @@ def layout_of_sources() -> Layout:
     raise RuntimeError("none of the known layouts: add one to LAYOUTS")
 
 
-def grouped_backends() -> Layout:
-    """`formats/` and `compile/backends/cuda/`."""
-    from gecko_mlc.compile import library
-    from gecko_mlc.compile.backends.cuda.backend import compiling
+def target_entries() -> Layout:
+    """A target's entry leads to its backend."""
     from gecko_mlc.compile.backends.cuda.compiler import MachineCode
+    from gecko_mlc.compile.backends.cuda.driver import compiling
+    from gecko_mlc.compile.backends.cuda.pipeline import PIPELINE
+    from gecko_mlc.compile.pipeline import build
     from gecko_mlc.formats.quantization import quantization
+    from gecko_mlc.model import Build
 
-    return _with_compile_target(quantization, compiling, MachineCode, library)
+    def generate(lowered: Any, target: Any) -> str:
+        with compiling(_no_compiler(MachineCode), target.spec, lambda: None) as done:
+            build(lowered, target.tvm_target, PIPELINE)
+        return str(done[0].source)
+
+    def build_of(config: Any, c: Configuration, target: Any) -> Any:
+        return Build(config, quantization(c.scheme, c.state_dtype), target.hardware, c.slots, target.launches)
+
+    return _layout(build_of, generate)
 
 
 def flat_backends() -> Layout:
@@ -180,28 +190,28 @@ def flat_backends() -> Layout:
     from gecko_mlc.compile import library
     from gecko_mlc.compile.cuda_backend import compiling
     from gecko_mlc.compile.cuda_compiler import MachineCode
+    from gecko_mlc.model import Build
     from gecko_mlc.quantization import quantization
 
-    return _with_compile_target(quantization, compiling, MachineCode, library)
+    def generate(lowered: Any, target: Any) -> str:
+        with compiling(_no_compiler(MachineCode), target, lambda: None) as done:
+            library._build(lowered, target, library.CUDA_PIPELINE)
+        return str(done[0].source)
+
+    def build_of(config: Any, c: Configuration, target: Any) -> Any:
+        return Build(config, quantization(c.scheme, c.state_dtype), target.machine, c.slots)
+
+    return _layout(build_of, generate)
 
 
 # The newest first.
-LAYOUTS = (grouped_backends, flat_backends)
+LAYOUTS = (target_entries, flat_backends)
 
 
-def _with_compile_target(quantization: Any, compiling: Any, machine_code: Any, library: Any) -> Layout:
-    """For `compile_target` by the device's name and `Build` of a machine."""
+def _layout(build_of: Callable[[Any, Configuration, Any], Any], generate: Callable[[Any, Any], str]) -> Layout:
+    """By how a layout makes a `Build` for a target, and CUDA's source of lowered functions."""
     from gecko_mlc.compile.pipeline import export, lower
     from gecko_mlc.compile.target import compile_target
-    from gecko_mlc.model import Build
-
-    class NoCompiler:
-        """Keeps the source."""
-
-        name, path = "none", ""
-
-        def compile(self, source: str, architectures: Any, ptx: Any) -> Any:
-            return machine_code(source, b"", {})
 
     def build(config: Any, c: Configuration) -> tuple[Any, str | None]:
         if c.for_gpu:
@@ -209,17 +219,23 @@ def _with_compile_target(quantization: Any, compiling: Any, machine_code: Any, l
         else:
             host = "aarch64-linux-gnu" if c.target.startswith("cortex") else "x86_64-linux-gnu"
             target = compile_target("cpu", host=host, mcpu=c.target)
-        module, _ = export(
-            Build(config, quantization(c.scheme, c.state_dtype), target.hardware, c.slots), config.chunk_size
-        )
+        module, _ = export(build_of(config, c, target), config.chunk_size)
         lowered = lower(module)
-        if not c.for_gpu:
-            return lowered, None
-        with compiling(NoCompiler(), target, lambda: None) as done:
-            library._build(lowered, target, library.CUDA_PIPELINE)
-        return lowered, done[0].source
+        return lowered, generate(lowered, target) if c.for_gpu else None
 
     return build
+
+
+def _no_compiler(machine_code: Any) -> Any:
+    """Keeps the source."""
+
+    class NoCompiler:
+        name, path = "none", ""
+
+        def compile(self, source: str, architectures: Any, ptx: Any) -> Any:
+            return machine_code(source, b"", {})
+
+    return NoCompiler()
 
 
 if __name__ == "__main__":

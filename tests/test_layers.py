@@ -98,7 +98,10 @@ OTHERS = {
 }
 ALONE = {"gecko_mlc/formats": {"numpy", "ml_dtypes", "pydantic"}, "tir_kernels/oracles": {"numpy", "ml_dtypes"}}
 # These import neither TVM nor PyTorch, nor does what they import: a player loads TVM's runtime when it is needed.
-LIGHT = ("gecko_mlc/formats", "gecko_mlc/targets.py", "tir_kernels/oracles", "runtime")
+LIGHT = (
+    *("gecko_mlc/formats", "gecko_mlc/targets.py", "tir_kernels/oracles", "runtime"),
+    "tir_kernels/cuda/quantized/activations.py",
+)
 # A kind of machine is told from another where it is at home.
 AT_HOME = "gecko_mlc/targets.py compile/target.py compile/backends/* runtime/players runtime/devices"
 HARDWARE = {"CPU", "CUDA", "GPU"}

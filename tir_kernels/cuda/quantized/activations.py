@@ -4,12 +4,11 @@ An activation is an integer of two bytes, to 2^-15 of the largest of its vector:
 of weights, and in the order of the words of codes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gecko_mlc.formats.group_quantization import GroupLayout, WeightFormat
-from gecko_mlc.tir_kernels.expressions import Expr
 from gecko_mlc.tir_kernels.hardware import divide
 
 # Steps of the largest activation of a vector, and of the upper one of its two bytes.
@@ -78,7 +77,7 @@ class QuantizedRow(NamedTuple):
         """The words of a row, a multiple of 16 bytes."""
         return divide(self.floats(3) + self.squares, 4) * 4
 
-    def vector_word(self, vector: Expr) -> Expr:
+    def vector_word(self, vector: Any) -> Any:
         """The word where a vector's bytes begin: pieces of four vectors are next to each other."""
         return vector // 4 * (2 * self.codes) + vector % 4 * 4
 
