@@ -142,7 +142,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "compiled for another model: num_layers 2 instead of 3",
     ),
     "no library": (["bench", "{model}", "--model-lib", "{model}/none.so"], "no such library"),
-    "not a library": (["bench", "{model}", "--model-lib", "{folder}/ids.json"], "no ELF header"),
+    "not a library": (["bench", "{model}", "--model-lib", "{folder}/ids.json"], "not a library of gecko-mlc"),
     "split": (
         ["logits", "{model}", "--model-lib", "{lib}", "--tokens", "{folder}/ids.json", "--split", "1,2", "-o", "o"],
         "adds up to 3, but there are 87 tokens",

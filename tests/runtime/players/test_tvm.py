@@ -26,7 +26,7 @@ def test_memory(dtype: str, player: Player) -> None:
     first, second = player.allocate([TensorSpec(name=name, shape=(4, 6), dtype=dtype) for name in "ab"])
     values = np.arange(24).reshape(4, 6).astype(NUMPY_DTYPES[dtype])
     player.upload(first, values)
-    player.copy(first, second)
+    player.copy(((first, second),))
     row = player.view(first, (6,), dtype, values[:2].nbytes)
     player.upload(row, values[0])
     np.testing.assert_array_equal(player.download(second).astype(np.float64), values.astype(np.float64))

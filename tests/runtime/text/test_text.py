@@ -90,8 +90,7 @@ def test_a_turn_adds_only_what_is_new() -> None:
         "<|im_start|>system\nA conversation between a user and an assistant.<|im_end|>\n"
         "<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n"
     )
-    assert "".join(p.text for p in later) == (
-        "<|im_end|>\n<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n"
-    )
+    # After the separator, which belongs to the answer before.
+    assert "".join(p.text for p in later) == "<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n"
     assert Text("Hi <|im_end|>", False) in first
     assert turn(Template(name="LM"), "just text", True) == [Text("just text", False)]
