@@ -95,8 +95,7 @@ def prefill(engine: Engine, limits: Limits) -> list[dict[str, float]]:
 def burst(engine: Engine, slots: Sequence[int], count: int) -> None:
     """Consume the current token of each slot and draw the next one, `count` times, which the host does not wait for."""
     for _ in range(count):
-        engine.decode(slots)
-        engine.sample(slots)
+        engine.step(slots)
 
 
 def decode(engine: Engine, limits: Limits) -> dict[str, Any]:

@@ -151,15 +151,17 @@ class Engine:
 
     @_alone
     def decode(self, slots: Sequence[int]) -> None:
-        """Consume the current token of each slot; one step of all of them."""
-        view = self._slot_view(slots)
-        with interrupts_later():
-            if any(self._completes_tile(slot) for slot in slots):
-                self._keep_changing("absorb", slots)
-                self.player.replay(["absorb"], [view])
-            self._keep_changing("decode", slots)
-            self.player.replay(["decode"], [view])
-            self._advance(slots, 1)
+        """Consume the current token of each slot."""
+        self._decode(slots)
+
+    @_alone
+    def step(self, slots: Sequence[int]) -> None:
+        """Consume the current token of each slot, and draw the next one: `decode` and `sample`, issued as one."""
+        if self.asynchronous:
+            self._decode(slots, "sample")
+        else:
+            self.decode(slots)
+            self.sample(slots)
 
     def ends_tile(self, position: int) -> bool:
         """Whether much of the state changes when the token at `position` is consumed: a tile or a chunk ends."""
@@ -311,6 +313,17 @@ class Engine:
             self._keep_changing(function, [slot])
             (self.player.replay if whole else self.player.play)([function], arguments)
             self._advance([slot], len(piece))
+
+    def _decode(self, slots: Sequence[int], *functions: str) -> None:
+        """`decode`, and `functions` after it, of each slot."""
+        view = self._slot_view(slots)
+        with interrupts_later():
+            if any(self._completes_tile(slot) for slot in slots):
+                self._keep_changing("absorb", slots)
+                self.player.replay(["absorb"], [view])
+            self._keep_changing("decode", slots)
+            self.player.replay(["decode", *functions], [view])
+            self._advance(slots, 1)
 
     def _advance(self, slots: Sequence[int], count: int) -> None:
         for slot in slots:

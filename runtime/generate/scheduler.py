@@ -160,7 +160,7 @@ def run(streams: Tokens[Stream], interrupted: Callable[[], bool] = lambda: False
     try:
         live = [stream for stream in streams if stream.prefill(interrupted)]
         begun = time.perf_counter()
-        read = _draw(engine, live, decode=False)
+        read = _draw(engine, live, first=True)
         while live:
             ahead = None
             if engine.asynchronous and all(stream.may_run_ahead() for stream in live):
@@ -187,14 +187,13 @@ def run(streams: Tokens[Stream], interrupted: Callable[[], bool] = lambda: False
             stream.settle()
 
 
-def _draw(engine: Any, streams: Tokens[Stream], decode: bool = True) -> Callable[[], list[int]]:
-    """Have each stream's last token consumed and the next one drawn; a function that waits for those."""
+def _draw(engine: Any, streams: Tokens[Stream], first: bool = False) -> Callable[[], list[int]]:
+    """Have each stream's next token drawn, after the last one was consumed unless it is the `first`; a function that
+    waits for those."""
     if not streams:
         return list
     with entered(stream.lease for stream in streams) as slots:
-        if decode:
-            engine.decode(slots)
-        engine.sample(slots)
+        (engine.sample if first else engine.step)(slots)
         fetched: Callable[[], list[int]] = engine.fetch_tokens(slots)
         return fetched
 

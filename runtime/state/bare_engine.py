@@ -60,6 +60,11 @@ class BareEngine:
         for slot, token in zip(slots, tokens, strict=True):
             self._fed[slot].append(token)
 
+    def step(self, slots: Sequence[int]) -> None:
+        """Both."""
+        self.decode(slots)
+        self.sample(slots)
+
     def fetch_tokens(self, slots: Sequence[int]) -> Callable[[], list[int]]:
         """The current token of each slot."""
         tokens = [self._engine.token(slot) for slot in slots]

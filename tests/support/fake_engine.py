@@ -77,6 +77,10 @@ class FakeEngine:
                 token = self.vocabulary[zlib.crc32(repr(state).encode()) % len(self.vocabulary)]
             self.states[slot] = state._replace(drawn=(*state.drawn, token))
 
+    def step(self, slots: Sequence[int]) -> None:
+        self.decode(slots)
+        self.sample(slots)
+
     def token(self, slot: int) -> int:
         return self.states[slot].drawn[-1]
 
