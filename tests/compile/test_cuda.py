@@ -30,6 +30,7 @@ from gecko_mlc.formats.plan import read_plan
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.runtime.devices import nvidia
 from gecko_mlc.tir_kernels.cuda.decode import linear as decode_linear
+from gecko_mlc.tir_kernels.cuda.gemv.schedule import Matrices
 from gecko_mlc.tir_kernels.cuda.prefill.projections import value_projection
 from gecko_mlc.tir_kernels.hardware import CUDA
 from gecko_mlc.tir_kernels.shapes import Window
@@ -193,7 +194,7 @@ def source_of(kernel: tvm.tirx.PrimFunc) -> str:
 
 @pytest.fixture(scope="module")
 def source() -> str:
-    return source_of(decode_linear.linear_residual(64, 24, Dense("bfloat16"), False, 1, CUDA((80,))))
+    return source_of(decode_linear.linear_residual(64, 24, Matrices(Dense("bfloat16"), 1, CUDA((80,)))))
 
 
 def test_device_functions_are_known_by_their_names() -> None:
