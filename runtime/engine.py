@@ -193,9 +193,7 @@ class Engine:
         """How `sample` draws in `slot` from now on; forgets the tokens counted for penalties."""
         row = [getattr(sampling, name) for name in self.metadata.sampling_parameters]
         self.write("sampling", slot, np.array(row, np.float32))
-        words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, 0], np.uint32)
-        self.write("random", slot, words.view(np.int32))
-        self.write("counts", slot, np.zeros(self._specs["counts"].shape, np.int32))
+        self._write_draws(slot, seed, ())
 
     @_alone
     def set_token(self, slot: int, token: int) -> None:
@@ -281,10 +279,7 @@ class Engine:
     @_alone
     def set_draws(self, slot: int, seed: int, tokens: Sequence[int]) -> None:
         """The generator, counts and recent tokens as they are when `tokens` were drawn since `set_sampling`."""
-        words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, len(tokens)], np.uint32)
-        self.write("random", slot, words.view(np.int32))
-        counts = np.bincount(np.asarray(tokens, np.int64), minlength=self.num_outputs)
-        self.write("counts", slot, counts.astype(np.int32))
+        self._write_draws(slot, seed, tokens)
         recent = np.zeros(self._specs["recent"].shape, np.int32)
         for place in range(max(len(tokens) - len(recent), 0), len(tokens)):
             recent[place % len(recent)] = tokens[place]
@@ -292,6 +287,13 @@ class Engine:
         self.write("token", slot, np.array(tokens[-1] if tokens else 0, np.int32))
 
     # The rest is private.
+
+    def _write_draws(self, slot: int, seed: int, tokens: Sequence[int]) -> None:
+        """The generator and the counts after `tokens` were drawn."""
+        words = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, len(tokens)], np.uint32)
+        self.write("random", slot, words.view(np.int32))
+        counts = np.bincount(np.asarray(tokens, np.int64), minlength=self.num_outputs)
+        self.write("counts", slot, counts.astype(np.int32))
 
     def _pieces(self, slot: int, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
         """Cut `tokens` so that no piece crosses a chunk boundary or outgrows the workspace."""
@@ -335,9 +337,8 @@ class Engine:
 
     def _completes_tile(self, slot: int) -> bool:
         """Whether the previous chunk's tile is to be absorbed when the slot's next token is decoded."""
-        chunk, offset = divmod(self.positions[slot], self.chunk_size)
-        tile = self.metadata.absorb_tile
-        return tile is not None and chunk > 0 and ((offset + 1) % tile == 0 or offset + 1 == self.chunk_size)
+        position = self.positions[slot]
+        return self.metadata.absorb_tile is not None and position >= self.chunk_size and self.ends_tile(position)
 
     def _keep_changing(self, function: str, slots: Sequence[int]) -> None:
         """For the checkpoints of slots: what `function` is about to change."""

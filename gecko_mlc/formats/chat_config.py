@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.files import atomic_write, read_json
+from gecko_mlc.formats.files import atomic_write, read_json, validated
 from gecko_mlc.formats.templates import Template
 from gecko_mlc.formats.weights import check_whole
 
@@ -51,12 +51,7 @@ def read_chat_config(folder: Path) -> ChatConfig:
     if not folder.is_dir():
         raise GeckoError(f"{folder}: no such model folder")
     check_whole(folder)
-    try:
-        config = ChatConfig.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise GeckoError(f"{path}: {where}: {fault['msg']}") from None
+    config = validated(ChatConfig, read_json(path), path)
     if config.model_type != "gecko":
         raise GeckoError(f"{path}: model_type is {config.model_type!r}, expected 'gecko'")
     return config

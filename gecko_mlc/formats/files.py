@@ -8,9 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from gecko_mlc.formats.errors import GeckoError
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 # The largest real file is a tokenizer of some tens of megabytes.
 MAX_JSON_BYTES = 256 * 2**20
@@ -61,6 +65,16 @@ def parse_json(text: str, name: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise GeckoError(f"{name}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def validated(schema: type[Schema], value: dict[str, Any], name: object) -> Schema:
+    """A JSON object as its `schema` has it. Raises `GeckoError` naming `name` and the first field at fault."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(map(str, fault["loc"]))
+        raise GeckoError(f"{name}: {field}: {fault['msg'].removeprefix('Value error, ')}") from None
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.expression import EXPRESSION_SCHEMA, LARGEST, SYMBOLS, Expression, Symbol
-from gecko_mlc.formats.files import parse_json
+from gecko_mlc.formats.files import parse_json, validated
 from gecko_mlc.formats.group_quantization import GroupLayout
 from gecko_mlc.formats.launches import DTYPE_BYTES, MAX_BYTES, Role, SizedLaunch, sized_launches
 from gecko_mlc.formats.library import marked_text
@@ -200,16 +200,12 @@ def parse_plan(text: str, name: object) -> Plan:
     value = parse_json(text, name)
     if type(version := value.get("plan_version")) is not int or version != PLAN_VERSION:
         raise GeckoError(f"{name}: plan version {version}, expected {PLAN_VERSION}; compile it again")
+    plan = validated(Plan, value, name)
     try:
-        plan = Plan.model_validate(value)
         _check_tables(plan)
         for name_of_function, function in plan.functions.items():
             plan.launches(name_of_function, **dict.fromkeys(function.symbols, 1))
             plan.launches(name_of_function, **{symbol: plan.bounds.get(symbol, 0) for symbol in function.symbols})
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        raise GeckoError(f"{name}: {'.'.join(map(str, first['loc']))}: {reason}") from None
     except GeckoError as error:
         raise GeckoError(f"{name}: {error}") from None
     return plan

@@ -12,10 +12,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.files import read_json
+from gecko_mlc.formats.files import read_json, validated
 
 TENSOR_CACHE = "tensor-cache.json"
 
@@ -83,12 +83,7 @@ def read_tensor_cache(folder: Path) -> TensorCache:
     """
     check_whole(folder)
     path = folder / TENSOR_CACHE
-    try:
-        cache = TensorCache.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise GeckoError(f"{path}: {where}: {fault['msg']}") from None
+    cache = validated(TensorCache, read_json(path), path)
     seen: set[str] = set()
     for shard in cache.records:
         file = _shard_path(folder, shard)
