@@ -9,7 +9,8 @@ import typer
 
 from gecko_mlc import __version__
 from gecko_mlc.cli import bench, chat, compile, convert, evaluate, generate, info, logits, package
-from gecko_mlc.cli.options import remember_interrupts
+from gecko_mlc.cli.interrupts import remember_interrupts
+from gecko_mlc.cli.options import grouped
 
 app = typer.Typer(
     name="gecko-mlc",
@@ -25,12 +26,12 @@ app.command("gen_config")(convert.gen_config)
 app.command("random_weight")(convert.random_weight)
 app.command("compile")(compile.compile)
 app.command("package")(package.package)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("bench")(bench.bench)
-app.command("eval")(evaluate.evaluate)
+app.command("generate")(grouped(generate.generate))
+app.command("chat")(grouped(chat.chat))
+app.command("bench")(grouped(bench.bench))
+app.command("eval")(grouped(evaluate.evaluate))
 app.command("info")(info.info)
-app.command("logits")(logits.logits)
+app.command("logits")(grouped(logits.logits))
 
 
 @app.callback(invoke_without_command=True)

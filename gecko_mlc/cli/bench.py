@@ -10,16 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gecko_mlc.cli.options import (
-    DeviceOption,
-    ModelArgument,
-    ModelLibOption,
-    StateDtypeOption,
-    byte_progress,
-    console,
-    say,
-    show_arguments,
-)
+from gecko_mlc.cli.loading import load
+from gecko_mlc.cli.options import ModelArgument, RunOptions
+from gecko_mlc.cli.terminal import console, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 
 if TYPE_CHECKING:
@@ -36,15 +29,12 @@ def bench(
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Counted runs.")] = 5,
     output_format: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file for the result.")] = None,
-    model_lib: ModelLibOption = None,
-    device: DeviceOption = "auto",
-    state_dtype: StateDtypeOption = None,
+    running: RunOptions = RunOptions(),
 ) -> None:
     """Measure tokens per second, and what part of this machine that is.
 
     Example: gecko-mlc bench gecko-demo --depth 0,1000,100000 --format md -o bench.md
     """
-    from gecko_mlc.api import load_model
     from gecko_mlc.formats.files import atomic_write
     from gecko_mlc.runtime.measure import bench as core
 
@@ -55,15 +45,13 @@ def bench(
         raise GeckoError("nothing to measure: --prompt-tokens and --decode-tokens are both 0")
     show_arguments(
         model=model,
-        model_lib=model_lib,
-        state_dtype=state_dtype,
+        **running._asdict(),
         prompt_tokens=prompt_tokens,
         decode_tokens=decode_tokens,
         depth=depth,
         repetitions=repetitions,
     )
-    with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
+    loaded = load(model, running)
     with console.status("") as status:
         report = core.run(
             loaded.engine,

@@ -6,20 +6,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from gecko_mlc.cli.generate import Seed, Temperature, TopP, sampling_options, speed_line
-from gecko_mlc.cli.options import (
-    DeviceOption,
-    ModelArgument,
-    ModelLibOption,
-    StateDtypeOption,
-    byte_progress,
-    checked,
-    console,
-    interruptible,
-    say,
-    show_arguments,
-    write_text,
-)
+from gecko_mlc.cli.answering import sampling_options, speed_line
+from gecko_mlc.cli.interrupts import interruptible
+from gecko_mlc.cli.loading import load
+from gecko_mlc.cli.options import ModelArgument, RunOptions, SamplingOptions, SeedOption, checked
+from gecko_mlc.cli.terminal import console, show_arguments, write_text
 from gecko_mlc.formats.errors import GeckoError
 
 HELP = """\
@@ -34,28 +25,24 @@ Ctrl-C stops an answer."""
 
 def chat(
     model: ModelArgument,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Seed = 0,
-    model_lib: ModelLibOption = None,
-    device: DeviceOption = "auto",
-    state_dtype: StateDtypeOption = None,
+    seed: SeedOption = 0,
+    sampling: SamplingOptions = SamplingOptions(),
+    running: RunOptions = RunOptions(),
 ) -> None:
     """Talk with a model. The state remembers: a turn feeds only its own tokens.
 
     Example: gecko-mlc chat gecko-demo
     """
-    from gecko_mlc.api import Conversation, load_model
+    from gecko_mlc.api import Conversation
 
-    show_arguments(model=model, model_lib=model_lib, state_dtype=state_dtype, seed=seed)
-    with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
+    show_arguments(model=model, **running._asdict(), seed=seed)
+    loaded = load(model, running)
     settings: dict[str, Any] = {
         **loaded.default_sampling().model_dump(),
+        **sampling.given(),
         "max_tokens": 512,
         "seed": seed,
     }
-    settings.update({k: v for k, v in (("temperature", temperature), ("top_p", top_p)) if v is not None})
     checked(lambda: _options(loaded, settings))
     conversation = Conversation(loaded)
     if sys.stdin.isatty():

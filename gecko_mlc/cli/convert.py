@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.options import QuantizationOption, byte_progress, console, say, show_arguments
+from gecko_mlc.cli.options import QuantizationOption
+from gecko_mlc.cli.terminal import byte_progress, console, say, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.formats.quantization import quantization as find_quantization

@@ -12,16 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gecko_mlc.cli.options import (
-    DeviceOption,
-    ModelArgument,
-    ModelLibOption,
-    StateDtypeOption,
-    byte_progress,
-    interruptible,
-    say,
-    show_arguments,
-)
+from gecko_mlc.cli.interrupts import interruptible
+from gecko_mlc.cli.loading import load
+from gecko_mlc.cli.options import ModelArgument, RunOptions
+from gecko_mlc.cli.terminal import byte_progress, say, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 
 if TYPE_CHECKING:
@@ -41,9 +35,7 @@ def evaluate(
     baseline_lib: Annotated[
         Path | None, typer.Option("--baseline-lib", help="The baseline's compiled library.")
     ] = None,
-    model_lib: ModelLibOption = None,
-    device: DeviceOption = "auto",
-    state_dtype: StateDtypeOption = None,
+    running: RunOptions = RunOptions(),
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:
     """Measure perplexity on a text, and how far a model is from a baseline: KL divergence and top-1 agreement.
@@ -52,7 +44,6 @@ def evaluate(
 
     Example: gecko-mlc eval my-gecko-q4f16_1-MLC book.txt --baseline my-gecko-q0f32-MLC
     """
-    from gecko_mlc.api import load_model
     from gecko_mlc.runtime.measure.evaluation import evaluate as measure
     from gecko_mlc.runtime.text.long_text import read_blocks
 
@@ -61,19 +52,15 @@ def evaluate(
     show_arguments(
         model=model,
         text=text,
-        model_lib=model_lib,
-        state_dtype=state_dtype,
+        **running._asdict(),
         baseline=baseline,
         baseline_lib=baseline_lib,
-        device=device,
     )
     with open_text(text) as file:
-        with byte_progress("loading") as progress:
-            loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
+        loaded = load(model, running)
         other = None
         if baseline is not None:
-            with byte_progress("loading the baseline") as progress:
-                other = load_model(baseline, baseline_lib, device, say, progress)
+            other = load(baseline, RunOptions(baseline_lib, running.device), "loading the baseline")
         size = text_bytes(file)
         with interruptible() as interrupted, byte_progress("measuring") as progress:
             report = measure(loaded, read_blocks(file, text), other, interrupted, lambda done: progress(done, size))

@@ -8,16 +8,9 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.options import (
-    DeviceOption,
-    ModelArgument,
-    ModelLibOption,
-    StateDtypeOption,
-    byte_progress,
-    console,
-    say,
-    show_arguments,
-)
+from gecko_mlc.cli.loading import load
+from gecko_mlc.cli.options import ModelArgument, RunOptions
+from gecko_mlc.cli.terminal import console, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 
 
@@ -28,9 +21,7 @@ def logits(
     split: Annotated[
         str | None, typer.Option("--split", help="Lengths of the calls, like 5,80,2; by default one.")
     ] = None,
-    model_lib: ModelLibOption = None,
-    device: DeviceOption = "auto",
-    state_dtype: StateDtypeOption = None,
+    running: RunOptions = RunOptions(),
 ) -> None:
     """Write the fp32 logits of every position, to compare implementations.
 
@@ -42,14 +33,12 @@ def logits(
     import numpy as np
     from safetensors.numpy import save
 
-    from gecko_mlc.api import load_model
     from gecko_mlc.formats.files import atomic_write
 
     ids = read_ids(tokens)
     lengths = parse_split(split, len(ids))
-    show_arguments(model=model, model_lib=model_lib, state_dtype=state_dtype, tokens=tokens, split=split, output=output)
-    with byte_progress("loading") as progress:
-        loaded = load_model(model, model_lib, device, say, progress, state_dtype=state_dtype)
+    show_arguments(model=model, **running._asdict(), tokens=tokens, split=split, output=output)
+    loaded = load(model, running)
     loaded.engine.reset(0)
     calls: list[str] = []
     parts, start = [], 0

@@ -1,49 +1,28 @@
-"""What commands share: options, progress, interrupts."""
+"""What commands share: their options, and values of many options that commands take as one."""
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.quantization import QUANTIZATIONS
 from gecko_mlc.targets import names
 
 AUTO = "auto"
-# Messages go to standard error; standard output is for results alone.
-console = Console(stderr=True, highlight=False)
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, or gecko-demo, the model that comes along.")
 ]
-ModelLibOption = Annotated[
-    Path | None,
-    typer.Option("--model-lib", help="A compiled library; by default one is compiled for this machine."),
-]
-DeviceOption = Annotated[
+ConfigArgument = Annotated[
     str,
-    typer.Option(
-        "--device",
-        metavar="|".join((AUTO, *names())),
-        help="Without --model-lib: what to run on; auto is this machine's GPU if it has one.",
-    ),
+    typer.Argument(metavar="MODEL", help="A model folder, a config.json, or a preset like gecko-120m."),
 ]
 StateDtypeOption = Annotated[
     str | None,
@@ -54,74 +33,80 @@ StateDtypeOption = Annotated[
     ),
 ]
 QuantizationOption = Annotated[str, typer.Option("--quantization", help=f"One of {', '.join(QUANTIZATIONS)}.")]
+LibraryQuantizationOption = Annotated[
+    str | None,
+    typer.Option("--quantization", help="Like q4f16_1; by default the model folder's, or q0f32."),
+]
+ArchOption = Annotated[
+    str | None,
+    typer.Option("--arch", help="NVIDIA GPUs, like sm_80,sm_90; by default auto, this machine's."),
+]
+OverridesOption = Annotated[
+    str,
+    typer.Option("--overrides", help='"max_batch_size=4;prefill_chunk_size=512": slots, and tokens a piece.'),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="The most tokens to generate.")]
 
 
-def show_arguments(**arguments: Any) -> None:
-    """Print a command's resolved arguments."""
-    console.print("  ".join(f"{name}={value}" for name, value in arguments.items() if value is not None), style="dim")
+class RunOptions(NamedTuple):
+    """What a model is run by."""
+
+    model_lib: Annotated[
+        Path | None,
+        typer.Option("--model-lib", help="A compiled library; by default one is compiled for this machine."),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="|".join((AUTO, *names())),
+            help="Without --model-lib: what to run on; auto is this machine's GPU if it has one.",
+        ),
+    ] = AUTO
+    state_dtype: StateDtypeOption = None
 
 
-def say(text: str) -> None:
-    """Tell the user what takes its time."""
-    console.print(text, style="dim")
+class SamplingOptions(NamedTuple):
+    """How tokens are drawn, where that is not as the model says."""
+
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; by default the model's.")] = None
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens; 0 is off.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens with this probability in all.")] = None
+    min_p: Annotated[float | None, typer.Option(help="Only tokens this likely, relative to the likeliest.")] = None
+    repetition_penalty: Annotated[float | None, typer.Option(help="Divides the scores of tokens drawn before.")] = None
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Subtracted from the scores of tokens drawn before.")
+    ] = None
+    frequency_penalty: Annotated[float | None, typer.Option(help="The same, times how often they were drawn.")] = None
+
+    def given(self) -> dict[str, float]:
+        """Those that were given."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-_pressed = False
+GROUPS = (RunOptions, SamplingOptions)
 
 
-def remember_interrupts() -> None:
-    """Ctrl-C raises `KeyboardInterrupt`, as always, and is remembered: what it raises is lost where it comes in the
-    middle of a destructor, or of a callback of an import."""
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` as typer takes it: in place of a parameter that is one of `GROUPS`, each option of the group."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if hint in GROUPS}
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        fields = inspect.signature(groups[name]).parameters.values() if name in groups else [parameter]
+        of = get_type_hints(groups[name], include_extras=True) if name in groups else hints
+        parameters += [field.replace(annotation=of[field.name]) for field in fields]
 
-    def handler(signum: int, frame: FrameType | None) -> None:
-        global _pressed
-        _pressed = True
-        raise KeyboardInterrupt
+    @functools.wraps(command)
+    def flat(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in group._fields})
+        command(**values)
 
-    # Jobs in the background ignore it.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar over bytes done and bytes in all, if that is known. A Ctrl-C that was lost counts at its end."""
-    with Progress(
-        TextColumn(title),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(title, total=None)
-
-        def update(done: int, total: int | None) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield update
-    if _pressed:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the block to end at its next good place; a second one ends it at once."""
-    pressed = False
-
-    def handler(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
 
 
 def checked(build: Callable[[], Any]) -> Any:
@@ -132,13 +117,6 @@ def checked(build: Callable[[], Any]) -> Any:
         fault = error.errors()[0]
         option = str(fault["loc"][-1]).replace("_", "-")
         raise GeckoError(f"--{option}: {fault['msg']}, got {fault['input']!r}") from None
-
-
-def write_text(text: str) -> None:
-    """A piece of text to standard output, at once; what its encoding lacks is replaced."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
-    sys.stdout.flush()
 
 
 def parse_overrides(overrides: str, known: dict[str, int]) -> dict[str, int]:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from gecko_mlc.cache import DEMO
-from gecko_mlc.cli.compile import ArchOption, OverridesOption, QuantizationOption, compile_model, default_quantization
-from gecko_mlc.cli.options import StateDtypeOption, byte_progress, console, say
+from gecko_mlc.cli.compiling import compile_model, default_quantization
+from gecko_mlc.cli.options import ArchOption, LibraryQuantizationOption, OverridesOption, StateDtypeOption
+from gecko_mlc.cli.terminal import byte_progress, console, say
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.devices import host
 from gecko_mlc.targets import find, names
@@ -23,7 +24,7 @@ def package(
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")],
     device: Annotated[str, typer.Option("--device", metavar="|".join(names()), help="What to run on.")],
     arch: ArchOption = None,
-    quantization: QuantizationOption = None,
+    quantization: LibraryQuantizationOption = None,
     state_dtype: StateDtypeOption = None,
     mcpu: Annotated[
         str | None, typer.Option("--mcpu", help="An LLVM CPU; by default one that most are, like x86-64-v3.")

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from rich.progress import track
 
 from gecko_mlc.api import GenerationOptions, Model, Sampling, load_model
-from gecko_mlc.cli.options import checked, console, say
+from gecko_mlc.cli.options import checked
+from gecko_mlc.cli.terminal import console, say
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.measure.scoring import batches, call_size, score_continuations
 from gecko_mlc.runtime.text.long_text import encode_blocks

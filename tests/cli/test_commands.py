@@ -356,7 +356,8 @@ def test_a_ctrl_c_that_is_lost_counts_after_loading() -> None:
     """As one that comes in the middle of a destructor."""
     script = """
 import signal
-from gecko_mlc.cli.options import byte_progress, remember_interrupts
+from gecko_mlc.cli.interrupts import remember_interrupts
+from gecko_mlc.cli.terminal import byte_progress
 
 class Pressed:
     def __del__(self):

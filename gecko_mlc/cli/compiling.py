@@ -1,0 +1,78 @@
+"""Compiling as options say, of `compile` and `package`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gecko_mlc.cli.options import AUTO, parse_overrides
+from gecko_mlc.cli.terminal import console, show_arguments
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.targets import find, targets
+
+if TYPE_CHECKING:
+    from gecko_mlc.compile.library import Compiled
+
+
+def compile_model(
+    model: str,
+    output: Path,
+    quantization: str | None,
+    state_dtype: str | None,
+    device: str,
+    arch: str | None,
+    host: str | None,
+    mcpu: str | None,
+    overrides: str,
+    debug_dump: Path | None = None,
+    portable: bool = False,
+) -> Compiled:
+    """Compile as the options of `compile` say, saying what is done; `portable` is for CPUs that others have, too."""
+    from gecko_mlc.convert.chat_config import find_config
+    from gecko_mlc.formats.quantization import quantization as scheme
+
+    config = find_config(model)
+    name = quantization or default_quantization(model)
+    limits = parse_overrides(overrides, {"max_batch_size": 1, "prefill_chunk_size": 2048})
+    # The compiler loads here, after everything that could be refused without it.
+    from gecko_mlc.compile.library import compile_library
+    from gecko_mlc.compile.target import compile_target
+
+    try:
+        dtypes = scheme(name, state_dtype)
+        target = compile_target(device, host, mcpu, arch, installed(device), portable)
+        show_arguments(
+            model=model,
+            quantization=name,
+            state_dtype=dtypes.state_dtype,
+            device=target.spec.kind,
+            **target.arguments(),
+            **limits,
+        )
+        with console.status("") as status:
+            return compile_library(
+                config,
+                dtypes,
+                target,
+                output,
+                **limits,
+                debug_dump=debug_dump,
+                progress=lambda step: status.update(step),
+            )
+    except (ValueError, RuntimeError) as error:
+        raise GeckoError(str(error)) from None
+
+
+def installed(device: str) -> dict[str, int]:
+    """The architectures of this machine's devices, by their targets; for `auto`, of those that run libraries."""
+    known = [t for t in targets() if t.player.usable()] if device == AUTO else [find(device)]
+    found = {target.name: target.player.installed() for target in known}
+    return {name: architecture for name, architecture in found.items() if architecture is not None}
+
+
+def default_quantization(model: str) -> str:
+    """The model folder's, or q0f32."""
+    from gecko_mlc.formats.chat_config import CHAT_CONFIG, read_chat_config
+
+    folder = Path(model)
+    return read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"

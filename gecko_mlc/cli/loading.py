@@ -1,0 +1,19 @@
+"""A command's model, made ready while the user sees what happens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gecko_mlc.cli.options import RunOptions
+from gecko_mlc.cli.terminal import byte_progress, say
+
+if TYPE_CHECKING:
+    from gecko_mlc.api import Model
+
+
+def load(model: str, running: RunOptions, title: str = "loading") -> Model:
+    """The model called `model`, run as the options say; it is compiled first where that is needed."""
+    from gecko_mlc.api import load_model
+
+    with byte_progress(title) as progress:
+        return load_model(model, running.model_lib, running.device, say, progress, state_dtype=running.state_dtype)

@@ -1,0 +1,61 @@
+"""What commands say, and the progress they show: messages on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from gecko_mlc.cli.interrupts import raise_lost_interrupt
+
+console = Console(stderr=True, highlight=False)
+
+
+def show_arguments(**arguments: Any) -> None:
+    """Print a command's resolved arguments."""
+    console.print("  ".join(f"{name}={value}" for name, value in arguments.items() if value is not None), style="dim")
+
+
+def say(text: str) -> None:
+    """Tell the user what takes its time."""
+    console.print(text, style="dim")
+
+
+@contextmanager
+def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar over bytes done and bytes in all, if that is known. A Ctrl-C that was lost counts at its end."""
+    with Progress(
+        TextColumn(title),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(title, total=None)
+
+        def update(done: int, total: int | None) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield update
+    raise_lost_interrupt()
+
+
+def write_text(text: str) -> None:
+    """A piece of text to standard output, at once; what its encoding lacks is replaced."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+    sys.stdout.flush()
