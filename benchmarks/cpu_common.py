@@ -8,7 +8,7 @@ from typing import Any
 
 from gecko_mlc.api import Model, load_model
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.convert.chat_config import generate_config
+from gecko_mlc.convert.chat_config import plan_files
 from gecko_mlc.convert.checkpoint import open_checkpoint
 from gecko_mlc.convert.weights import convert_weights
 from gecko_mlc.formats.quantization import quantization
@@ -19,7 +19,7 @@ from gecko_mlc.runtime.measure import bench
 def load(config: GeckoConfig, checkpoint: Path, scheme: str, folder: Path) -> Model:
     """The checkpoint's weights as the quantization `scheme`, by way of a model folder that is written."""
     convert_weights(config, open_checkpoint(checkpoint), quantization(scheme), folder)
-    generate_config(checkpoint, quantization(scheme), folder)
+    plan_files(checkpoint, quantization(scheme)).write(folder)
     return load_model(folder, device="cpu", say=print)
 
 

@@ -55,7 +55,7 @@ def model_folder(name: str, say: Callable[[str], None] = lambda text: None) -> P
 
 def unpack_demo(folder: Path) -> None:
     """Convert the shipped demo checkpoint into a model folder, which is there when it is whole."""
-    from gecko_mlc.convert.chat_config import generate_config
+    from gecko_mlc.convert.chat_config import plan_files
     from gecko_mlc.convert.checkpoint import open_checkpoint
     from gecko_mlc.convert.weights import convert_weights
     from gecko_mlc.formats.quantization import quantization
@@ -66,9 +66,10 @@ def unpack_demo(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         model, checkpoint = Path(temporary) / "model", Path(temporary) / "model.safetensors"
         with resources.as_file(resources.files("gecko_mlc.demo")) as shipped:
-            config = generate_config(shipped, scheme, model, "play")
+            files = plan_files(shipped, scheme, "play")
+            files.write(model)
         checkpoint.write_bytes(lzma.decompress(packed))
-        convert_weights(config, open_checkpoint(checkpoint), scheme, model)
+        convert_weights(files.config, open_checkpoint(checkpoint), scheme, model)
         try:
             os.replace(model, folder)
         except OSError:

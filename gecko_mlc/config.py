@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
-# Fields of the reference's ModelConf, and of common config.json files, that do not change inference.
-IGNORED_FIELDS = frozenset(
-    {
-        "attention_dropout",
-        "dropout",
-        "hidden_dropout",
-        "efficient_attn",
-        "init_mode",
-        "memory_efficient_norm",
-        "query_activation",
-        "architectures",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "model_type",
-        "pad_token_id",
-        "torch_dtype",
-        "transformers_version",
-    }
-)
+# Fields that do not change inference: of the reference's ModelConf, and of what Hugging Face's tools write, those of
+# its PretrainedConfig and of the generation that older ones keep there.
+_IGNORED = """
+    attention_dropout dropout efficient_attn hidden_dropout init_mode memory_efficient_norm query_activation
+
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _experts_implementation _experts_implementation_internal _name_or_path architectures attention_probs_dropout_prob
+    attn_implementation auto_map bos_token_id chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
+    custom_pipelines decoder_start_token_id dtype eos_token_id finetuning_task gradient_checkpointing
+    hidden_dropout_prob id2label initializer_range is_decoder label2id max_position_embeddings model_max_length
+    model_type name_or_path num_labels output_attentions output_hidden_states pad_token_id prefix problem_type
+    quantization_config return_dict sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype
+    torchscript transformers_version unk_token_id use_bfloat16 use_cache use_return_dict
+
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id frequency_penalty length_penalty
+    max_length max_new_tokens min_length min_new_tokens min_p no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_logits output_scores presence_penalty remove_invalid_values repetition_penalty
+    return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+"""
+IGNORED_FIELDS = frozenset(_IGNORED.split())
+# Those that change nothing as long as they are this.
+NEUTRAL_FIELDS: dict[str, Any] = {
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
+}
+# What Hugging Face calls a field.
+OTHER_NAMES = {"tie_word_embeddings": "share_emb"}
+
+# More than any machine has: a slip, or meant to do harm.
+MAX_BYTES = 2**45
 
 _Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
-_Decay = Annotated[float, Field(gt=0.0, lt=1.0)]
+_Decay = Annotated[float, Field(strict=True, gt=0.0, lt=1.0)]
 
 
 class ParameterSpec(NamedTuple):
@@ -67,24 +81,30 @@ class GeckoConfig(BaseModel):
     timenorm_beta1: _Decay = 0.999
     timenorm_beta2: _Decay = 0.9999
     layernorm_num_groups: _Size = 1
-    norm_eps: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    rope_base: Annotated[float, Field(gt=1.0)] = 500000.0
+    norm_eps: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 1e-5
+    rope_base: Annotated[float, Field(strict=True, gt=1.0)] = 500000.0
     num_rope_heads: Annotated[int, Field(strict=True, ge=0)] | None = None
     vocab_size: Annotated[int, Field(strict=True, ge=1, le=2**24)]
     output_size: Annotated[int, Field(strict=True, ge=-1, le=2**24)] = -1
-    swiglu: bool = True
-    norm_affine: bool = True
-    two_hop_residual: bool = False
-    rescale_nffn: bool = False
-    scale_emb: bool = False
-    share_emb: bool = False
+    swiglu: StrictBool = True
+    norm_affine: StrictBool = True
+    two_hop_residual: StrictBool = False
+    rescale_nffn: StrictBool = False
+    scale_emb: StrictBool = False
+    share_emb: StrictBool = False
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_ignored_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {k: v for k, v in data.items() if k not in IGNORED_FIELDS}
-        return data
+    def _own_fields(cls, data: Any) -> Any:
+        """The fields that are the model's, by their own names; a number without a fraction is an integer."""
+        if not isinstance(data, dict):
+            return data
+        ignored = ignored_fields(data)
+        fields = {OTHER_NAMES.get(k, k): v for k, v in data.items() if k not in ignored}
+        for other, own in OTHER_NAMES.items():
+            if data.get(other) is not None and own in data and data[other] != data[own]:
+                raise ValueError(f"{own}={data[own]} and {other}={data[other]} are the same field")
+        return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in fields.items()}
 
     @model_validator(mode="after")
     def _check_constraints(self) -> GeckoConfig:
@@ -112,6 +132,10 @@ class GeckoConfig(BaseModel):
                 f"share_emb=true ties the head to the embedding of vocab_size={self.vocab_size} rows,"
                 f" but output_size={self.output_size}: expected -1"
             )
+        if (parameters := 4 * self.num_parameters()) > MAX_BYTES:
+            raise ValueError(f"the parameters are {parameters:,} bytes in float32, expected at most {MAX_BYTES:,}")
+        if (state := self._state_bytes()) > MAX_BYTES:
+            raise ValueError(f"the state is {state:,} bytes in float32, expected at most {MAX_BYTES:,}")
         return self
 
     @property
@@ -182,29 +206,56 @@ class GeckoConfig(BaseModel):
         """The number of trained values."""
         return sum(math.prod(p.shape) for p in self.parameters())
 
+    def _state_bytes(self) -> int:
+        """What one stream's keys, values and memory take in fp32, and the rotations of their positions."""
+        window = 2 * self.chunk_size * (self.z_dim + self.value_dim)
+        layer = window + self.z_dim * self.value_head_dim + 2 * self.cema_ndim * self.model_dim
+        return 4 * (self.num_layers * layer + 2 * self.chunk_size * self.head_dim)
+
+
+def ignored_fields(fields: dict[str, Any]) -> list[str]:
+    """The fields of a `config.json` that do not change inference, in their order."""
+    return [
+        name
+        for name, value in fields.items()
+        if name in IGNORED_FIELDS
+        or (name in NEUTRAL_FIELDS and value == NEUTRAL_FIELDS[name])
+        or (value is None and name not in GeckoConfig.model_fields)
+    ]
+
 
 def validate_config(fields: dict[str, Any], source: str) -> GeckoConfig:
     """Build a `GeckoConfig` from `fields`; `ValueError` names `source` and every field at fault."""
     try:
         return GeckoConfig.model_validate(fields)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            field = ".".join(str(part) for part in fault["loc"])
-            message = fault["msg"].removeprefix("Value error, ")
-            faults.append(f"{field}: {message}, got {fault['input']!r}" if field else message)
-        raise ValueError(f"{source}: " + "; ".join(faults)) from None
+        raise ValueError(f"{source}: " + "; ".join(map(_fault, error.errors()))) from None
+
+
+def _fault(fault: Any) -> str:
+    """What is wrong with a field, by pydantic's account of it."""
+    field = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field, [*GeckoConfig.model_fields, *OTHER_NAMES], 1)
+        return f"{field}: unknown field, and it may change what the model does" + "".join(f"; is it {n}?" for n in near)
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}, got {_short(fault['input'])}" if field else message
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def load_config(path: Path, vocab_size: int | None = None) -> GeckoConfig:
     """Read a `config.json` with the reference's field names.
 
-    `vocab_size` (of the tokenizer) is used when the file leaves it out or says -1.
+    `vocab_size` (of the tokenizer) is used when the file leaves it out, or says null or -1.
     """
     from gecko_mlc.formats.files import read_json
 
     fields = read_json(path)
-    if fields.get("vocab_size", -1) == -1:
+    if fields.get("vocab_size") in (None, -1):
         if vocab_size is None:
             raise ValueError(f"{path}: vocab_size is missing and there is no tokenizer.json to tell it")
         fields["vocab_size"] = vocab_size

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gecko_mlc.cli.options import AUTO, parse_overrides
-from gecko_mlc.cli.terminal import console, show_arguments
+from gecko_mlc.cli.terminal import console, say, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.targets import find, targets
 
@@ -31,7 +31,7 @@ def compile_model(
     from gecko_mlc.convert.chat_config import find_config
     from gecko_mlc.formats.quantization import quantization as scheme
 
-    config = find_config(model)
+    config = find_config(model, say)
     name = quantization or default_quantization(model)
     limits = parse_overrides(overrides, {"max_batch_size": 1, "prefill_chunk_size": 2048})
     # The compiler loads here, after everything that could be refused without it.

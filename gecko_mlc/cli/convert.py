@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -45,25 +44,24 @@ def convert_weight(
 
     Example: gecko-mlc convert_weight my-gecko/ --quantization q0f16 -o dist/my-gecko-q0f16-MLC
     """
-    from gecko_mlc.convert.chat_config import generate_config, read_model_config
+    from gecko_mlc.convert.chat_config import plan_files
     from gecko_mlc.convert.checkpoint import open_checkpoint
     from gecko_mlc.convert.weights import convert_weights
 
     scheme = _quantization(quantization)
     source = source or (config if config.is_dir() else config.parent)
     show_arguments(config=config, source=source, quantization=quantization, output=output)
-    model = read_model_config(config)
-    with tempfile.TemporaryDirectory() as folder:  # What is wrong with it is said before the long work.
-        generate_config(config, scheme, Path(folder), conv_template)
+    # What is wrong with them is said before the long work.
+    files = plan_files(config, scheme, conv_template, say)
     command = shlex.join(["gecko-mlc", *sys.argv[1:]])
     try:
         with byte_progress("converting") as progress:
-            convert_weights(model, open_checkpoint(source), scheme, output, progress, say, command)
+            convert_weights(files.config, open_checkpoint(source), scheme, output, progress, say, command)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from here")
         raise
-    generate_config(config, scheme, output, conv_template)
-    console.print(f"{model.num_parameters():,} parameters in {output}")
+    files.write(output)
+    console.print(f"{files.config.num_parameters():,} parameters in {output}")
 
 
 def gen_config(
@@ -76,10 +74,10 @@ def gen_config(
 
     Example: gecko-mlc gen_config my-gecko/config.json --conv-template chatml -o dist/my-gecko-q0f32-MLC
     """
-    from gecko_mlc.convert.chat_config import generate_config
+    from gecko_mlc.convert.chat_config import plan_files
 
     show_arguments(config=config, quantization=quantization, conv_template=conv_template, output=output)
-    generate_config(config, _quantization(quantization), output, conv_template)
+    plan_files(config, _quantization(quantization), conv_template, say).write(output)
 
 
 def random_weight(
@@ -98,7 +96,7 @@ def random_weight(
 
     if dtype not in ("float32", "float16", "bfloat16"):
         raise GeckoError(f"--dtype {dtype!r}: expected float32, float16 or bfloat16")
-    model = find_config(config)
+    model = find_config(config, say)
     show_arguments(config=config, dtype=dtype, seed=seed, output=output)
     check_space(output, model.num_parameters() * (4 if dtype == "float32" else 2))
     with byte_progress("writing") as progress:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gecko_mlc import __version__
-from gecko_mlc.config import PRESETS, GeckoConfig, load_config, preset, validate_config
+from gecko_mlc.config import PRESETS, GeckoConfig, ignored_fields, load_config, preset, validate_config
+from gecko_mlc.convert.shards import Say
 from gecko_mlc.formats.chat_config import CHAT_CONFIG, ChatConfig, read_chat_config, write_chat_config
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.files import read_json
+from gecko_mlc.formats.files import atomic_write, read_json
 from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.formats.templates import TEMPLATES
 from gecko_mlc.formats.weights import check_whole
@@ -21,21 +22,28 @@ TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json"
 GENERATION_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "temperature", "top_p", "repetition_penalty")
 
 
-def read_model_config(config_or_folder: Path) -> GeckoConfig:
+def read_model_config(config_or_folder: Path, say: Say = lambda text: None) -> GeckoConfig:
     """The config in a `config.json`, or in a folder that holds one beside its tokenizer.
 
-    Raises `GeckoError` when it is missing, and with the numbers when it is invalid.
+    Tells `say` of fields that are ignored. Raises `GeckoError` when it is missing, and with the numbers when it is
+    invalid.
     """
     path = _config_path(config_or_folder)
     tokenizer = path.parent / TOKENIZER
     try:
-        return load_config(path, Tokenizer(path.parent).size if tokenizer.is_file() else None)
+        config = load_config(path, Tokenizer(path.parent).size if tokenizer.is_file() else None)
     except ValueError as error:
         raise GeckoError(str(error)) from None
+    if ignored := [name for name in ignored_fields(read_json(path)) if name not in GENERATION_FIELDS]:
+        say(f"{path}: ignored {', '.join(ignored)}")
+    return config
 
 
-def find_config(name: str) -> GeckoConfig:
-    """The config of a preset's name, a `config.json`, a checkpoint's folder or a model folder."""
+def find_config(name: str, say: Say = lambda text: None) -> GeckoConfig:
+    """The config of a preset's name, a `config.json`, a checkpoint's folder or a model folder.
+
+    Tells `say` of fields that are ignored.
+    """
     path = Path(name)
     check_whole(path)
     if path.is_dir() and (path / CHAT_CONFIG).is_file():
@@ -44,26 +52,45 @@ def find_config(name: str) -> GeckoConfig:
         except ValueError as error:
             raise GeckoError(str(error)) from None
     if path.exists():
-        return read_model_config(path)
+        return read_model_config(path, say)
     if name in PRESETS:
         return preset(name)
     raise GeckoError(f"{name}: no such file or folder, and no preset ({', '.join(PRESETS)})")
 
 
-def generate_config(
+class ModelFiles(NamedTuple):
+    """What a model folder has besides weights and libraries: the model's config, in the chat config, and the
+    tokenizer's files in `source`."""
+
+    config: GeckoConfig
+    chat_config: ChatConfig
+    source: Path
+
+    def write(self, output: Path) -> None:
+        """Write `mlc-chat-config.json` into the folder `output`, and copy the tokenizer's files there."""
+        output.mkdir(parents=True, exist_ok=True)
+        for name in self.chat_config.tokenizer_files:
+            if (self.source / name).resolve() != (output / name).resolve():
+                with (self.source / name).open("rb") as source, atomic_write(output / name, "wb") as copy:
+                    shutil.copyfileobj(source, copy)
+        write_chat_config(output, self.chat_config)
+
+
+def plan_files(
     config_or_folder: Path,
     quantization: Quantization,
-    output: Path,
     conv_template: str = "LM",
-) -> GeckoConfig:
-    """Write `mlc-chat-config.json` into `output` and copy the tokenizer's files there, if there are any.
+    say: Say = lambda text: None,
+) -> ModelFiles:
+    """What a model folder for a checkpoint with this config gets; nothing is written yet.
 
-    Special tokens' ids and sampling defaults come from `config.json` or `generation_config.json`. Raises
-    `GeckoError` for an invalid config, an unknown template, or a tokenizer with more ids than the vocabulary.
+    Special tokens' ids and sampling defaults come from `config.json` or `generation_config.json`. Tells `say` of
+    fields that are ignored. Raises `GeckoError` for an invalid config, an unknown template, or a tokenizer with more
+    ids than the vocabulary.
     """
     if conv_template not in TEMPLATES:
         raise GeckoError(f"unknown conversation template {conv_template!r}; expected one of {', '.join(TEMPLATES)}")
-    config = read_model_config(config_or_folder)
+    config = read_model_config(config_or_folder, say)
     path = _config_path(config_or_folder)
     special: dict[str, Any] = {}
     for file in (path, path.parent / "generation_config.json"):
@@ -75,23 +102,16 @@ def generate_config(
     files = [name for name in TOKENIZER_FILES if (path.parent / name).is_file()]
     if TOKENIZER in files:
         Tokenizer(path.parent, config.vocab_size)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in files:
-        if (path.parent / name).resolve() != (output / name).resolve():
-            shutil.copyfile(path.parent / name, output / name)
-    write_chat_config(
-        output,
-        ChatConfig(
-            version=__version__,
-            quantization=quantization.name,
-            config=config.model_dump(),
-            vocab_size=config.vocab_size,
-            tokenizer_files=files,
-            conv_template=TEMPLATES[conv_template],
-            **special,
-        ),
+    chat_config = ChatConfig(
+        version=__version__,
+        quantization=quantization.name,
+        config=config.model_dump(),
+        vocab_size=config.vocab_size,
+        tokenizer_files=files,
+        conv_template=TEMPLATES[conv_template],
+        **special,
     )
-    return config
+    return ModelFiles(config, chat_config, path.parent)
 
 
 def _config_path(config_or_folder: Path) -> Path:

@@ -82,12 +82,12 @@ def test_mlc_recognises_a_folder_and_says_what_is_next(checkpoint: Path, tmp_pat
     from mlc_llm.interface.jit import jit
     from mlc_llm.support.auto_config import detect_mlc_chat_config, detect_model_type, detect_quantization
 
-    from gecko_mlc.convert.chat_config import generate_config
+    from gecko_mlc.convert.chat_config import plan_files
     from gecko_mlc.formats.quantization import quantization
 
     register()
     folder = tmp_path / "folder"
-    generate_config(checkpoint, quantization("q4f16_1"), folder)
+    plan_files(checkpoint, quantization("q4f16_1")).write(folder)
     path = detect_mlc_chat_config(str(folder))
     assert path == folder / CHAT_CONFIG
     assert detect_model_type("auto", path).name == "gecko"
