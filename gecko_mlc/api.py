@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 
 from gecko_mlc.cache import model_folder, model_library
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.options import OptionError, check_type, unknown_value
+from gecko_mlc.formats.quantization import STATE_DTYPES
 from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.formats.templates import TEMPLATES, Template
 from gecko_mlc.runtime.conversation import Conversation
@@ -22,6 +25,7 @@ from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.model import Model
 from gecko_mlc.runtime.text.stream import TextStream
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
+from gecko_mlc.targets import find
 
 __all__ = [
     "TEMPLATES",
@@ -52,8 +56,18 @@ def load_model(
     Without a library, `device` is what to compile for: cpu, cuda, or auto, this machine's GPU if it has one, and
     `slots` for how many streams at a time, and `state_dtype` what their keys and values are kept as (float32, float16,
     bfloat16, or int8 for values alone); by default what the model's quantization says. `say` is told of work that
-    takes long, `progress` of bytes loaded and in all. Raises `GeckoError`.
+    takes long, `progress` of bytes loaded and in all. Raises `GeckoError`, for values that cannot be before anything is
+    compiled or loaded.
     """
+    check_type("model", model, str, Path)
+    check_type("model_lib", model_lib, str, Path, NoneType)
+    check_type("slots", slots, int)
+    if slots < 1:
+        raise OptionError("slots", f"should be at least 1, got {slots}")
+    if device != "auto":
+        find(device)
+    if state_dtype is not None and state_dtype not in STATE_DTYPES:
+        raise unknown_value("state_dtype", state_dtype, STATE_DTYPES)
     if model_lib is not None and state_dtype is not None:
         raise GeckoError(f"{model_lib} is compiled already: its state dtype cannot be chosen, only with `compile`")
     folder = model_folder(str(model), say)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.options import check_type
 from gecko_mlc.runtime.generate.generation import Generation
 from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.generate.scheduler import Stream
@@ -41,13 +42,17 @@ class Conversation:
     def say(
         self,
         message: str,
-        options: GenerationOptions,
+        options: GenerationOptions | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Generation:
-        """The answer to `message`, to be iterated over; one before it ends where it was read to.
+        """The answer to `message`, as the model's `options` or others say, to be iterated over; one before it ends
+        where it was read to.
 
         Raises `GeckoError` for an empty message.
         """
+        options = self._model.options() if options is None else options
+        check_type("message", message, str)
+        check_type("options", options, GenerationOptions)
         if not message.strip():
             raise GeckoError("the message is empty")
         self._end_last()

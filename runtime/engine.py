@@ -385,7 +385,10 @@ class Engine:
             raise GeckoError(f"slots {list(slots)}: expected different ones of 0 to {self.slots - 1}")
 
     def _check_ids(self, tokens: Sequence[int], limit: int) -> None:
-        ids = np.asarray(tokens)
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:  # Lists in it, of several lengths.
+            ids = np.array(None)
         if ids.dtype.kind not in "iu" or ids.ndim != 1:
             raise GeckoError("token ids must be a flat list of integers")
         if ids.min() < 0 or ids.max() >= limit:

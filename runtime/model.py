@@ -9,6 +9,7 @@ from typing import Any
 from gecko_mlc.formats.chat_config import ChatConfig, read_chat_config
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import Metadata
+from gecko_mlc.formats.options import check_type
 from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.generate.generation import Generation
@@ -68,9 +69,10 @@ class Model:
     ) -> Generation:
         """Continue `prompt` from an empty state, in `slot` or any that is free; no conversation is disturbed.
 
-        Raises `GeckoError` for an empty prompt.
+        Raises `GeckoError` for an empty prompt. No more than the model's `options` are needed.
         """
-        return self.generate_ids(self.encode_prompt(prompt), options or self.options(), slot, interrupted)
+        options = self.options() if options is None else options
+        return self.generate_ids(self.encode_prompt(prompt), options, slot, interrupted)
 
     def generate_ids(
         self,
@@ -80,18 +82,21 @@ class Model:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Generation:
         """Continue the ids of a stream's beginning from an empty state."""
+        check_type("options", options, GenerationOptions)
         lease = slots_of(self.engine).lease(slot)
         return Generation(Stream(lease, self.tokenizer, prompt, options), interrupted)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids of a stream's beginning, the model's first token before them."""
+        check_type("prompt", prompt, str)
         ids = self.tokenizer.encode(prompt)
         if not ids:
             raise GeckoError("the prompt is empty: expected some text to continue")
         return [*self.beginning(), *ids]
 
     def options(self, **changes: Any) -> GenerationOptions:
-        """Generation options as the model's chat config has them, with `changes`."""
+        """Generation options as the model's chat config has them, with `changes`: names of `GenerationOptions`, and of
+        `Sampling`. Raises `GeckoError` for unknown names and values out of range."""
         defaults: dict[str, Any] = {
             "sampling": self.default_sampling(),
             "stop_tokens": self.chat_config.stop_tokens(),

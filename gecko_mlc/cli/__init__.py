@@ -46,10 +46,14 @@ def _version(
 def main() -> None:
     """Run the command line; errors of the user's end in one message and exit code 1."""
     from gecko_mlc.formats.errors import GeckoError
+    from gecko_mlc.formats.options import OptionError
 
     remember_interrupts()
     try:
         app()
+    except OptionError as error:
+        print(f"error: --{error.option.replace('_', '-')}: {error.reason}", file=sys.stderr)
+        sys.exit(1)
     except GeckoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

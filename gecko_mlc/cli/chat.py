@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
-from gecko_mlc.cli.answering import sampling_options, speed_line
+from gecko_mlc.cli.answering import speed_line
 from gecko_mlc.cli.interrupts import interruptible
 from gecko_mlc.cli.loading import load
-from gecko_mlc.cli.options import ModelArgument, RunOptions, SamplingOptions, SeedOption, checked
+from gecko_mlc.cli.options import ModelArgument, RunOptions, SamplingOptions, SeedOption
 from gecko_mlc.cli.terminal import console, show_arguments, write_text
-from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.options import OptionError, unknown_option
+
+if TYPE_CHECKING:
+    from gecko_mlc.api import GenerationOptions
 
 HELP = """\
 /help              these lines
@@ -21,6 +25,8 @@ HELP = """\
                    frequency_penalty, max_tokens or seed; alone, shows them
 /exit              leave (so does Ctrl-D)
 Ctrl-C stops an answer."""
+COMMANDS = ("/help", "/reset", "/stats", "/set", "/exit", "/quit")
+MAX_TOKENS = 512
 
 
 def chat(
@@ -37,13 +43,7 @@ def chat(
 
     show_arguments(model=model, **running._asdict(), seed=seed)
     loaded = load(model, running)
-    settings: dict[str, Any] = {
-        **loaded.default_sampling().model_dump(),
-        **sampling.given(),
-        "max_tokens": 512,
-        "seed": seed,
-    }
-    checked(lambda: _options(loaded, settings))
+    options = loaded.options(**sampling.given(), seed=seed, max_tokens=MAX_TOKENS)
     conversation = Conversation(loaded)
     if sys.stdin.isatty():
         console.print("/help lists the commands.", style="dim")
@@ -58,16 +58,19 @@ def chat(
             console.print(HELP, markup=False)
         elif command == "/reset":
             conversation.reset()
+            last = ""
             console.print("forgotten", style="dim")
         elif command == "/stats":
             console.print(f"{last or 'nothing said yet'}; the state has seen {conversation.tokens:,} tokens")
         elif command == "/set":
-            _set(loaded, settings, rest)
+            options = _set(options, rest)
         elif command.startswith("/"):
-            console.print(f"unknown command {command}; /help lists them", markup=False)
+            near = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "/help lists them"
+            console.print(f"unknown command {command}; {hint}", markup=False)
         else:
             with interruptible() as interrupted:
-                generation = conversation.say(line, _options(loaded, settings), interrupted)
+                generation = conversation.say(line, options, interrupted)
                 for text in generation:
                     write_text(text)
                 write_text("\n")
@@ -75,29 +78,32 @@ def chat(
                 console.print("(stopped)", style="dim")
             last = speed_line(generation)
             # Another answer to the same words may differ.
-            settings["seed"] += 1
+            options = options.model_copy(update={"seed": (options.seed + 1) % 2**64})
 
 
-def _options(loaded: Any, settings: dict[str, Any]) -> Any:
-    sampling = {k: v for k, v in settings.items() if k not in ("max_tokens", "seed")}
-    return sampling_options(loaded, sampling, settings["seed"], settings["max_tokens"], None)
-
-
-def _set(loaded: Any, settings: dict[str, Any], text: str) -> None:
-    """Change one setting, or say what is wrong with the wish."""
-    name, equals, value = text.strip().partition("=")
-    name = name.strip().replace("-", "_")
+def _set(options: GenerationOptions, wish: str) -> GenerationOptions:
+    """The options with one of them changed, which is said, as is what is wrong with the wish; without one, all are."""
+    settings = _settings(options)
+    name, equals, value = (part.strip() for part in wish.partition("="))
+    name = name.replace("-", "_")
     if not name:
         console.print("  ".join(f"{k}={v}" for k, v in settings.items()), markup=False)
-        return
+        return options
     try:
-        if name not in settings or not equals:
-            raise GeckoError(f"expected NAME=VALUE with a name of {', '.join(settings)}")
-        number = type(settings[name])(value)
-        checked(lambda: _options(loaded, {**settings, name: number}))
-        settings[name] = number
-    except (GeckoError, ValueError) as error:
-        console.print(f"/set {text}: {error}", markup=False)
+        if name not in settings:
+            raise unknown_option(name, list(settings))
+        if equals:
+            options = options.model_copy(update={name: value})
+    except OptionError as error:
+        console.print(f"/set {wish.strip()}: {error.reason}", markup=False)
+        return options
+    console.print(f"{name}={_settings(options)[name]}", markup=False)
+    return options
+
+
+def _settings(options: GenerationOptions) -> dict[str, float]:
+    """What can be set, and to what it is."""
+    return {**dict(options.sampling), "max_tokens": options.max_tokens, "seed": options.seed}
 
 
 def _lines() -> Iterator[str]:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.answering import sampling_options, speed_line
+from gecko_mlc.cli.answering import speed_line
 from gecko_mlc.cli.interrupts import interruptible
 from gecko_mlc.cli.loading import load
-from gecko_mlc.cli.options import MaxTokensOption, ModelArgument, RunOptions, SamplingOptions, SeedOption, checked
+from gecko_mlc.cli.options import MaxTokensOption, ModelArgument, RunOptions, SamplingOptions, SeedOption
 from gecko_mlc.cli.terminal import console, show_arguments, write_text
 from gecko_mlc.formats.errors import GeckoError
 
@@ -38,7 +38,7 @@ def generate(
         prompt = sys.stdin.read()
     show_arguments(model=model, **running._asdict(), max_tokens=max_tokens, seed=seed)
     loaded = load(model, running)
-    options = checked(lambda: sampling_options(loaded, sampling.given(), seed, max_tokens, stop))
+    options = loaded.options(**sampling.given(), seed=seed, max_tokens=max_tokens, stop=stop or ())
     with interruptible() as interrupted:
         generation = loaded.generate(prompt, options, interrupted=interrupted)
         for text in generation:

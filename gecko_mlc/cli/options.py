@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
-from pydantic import ValidationError
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.quantization import QUANTIZATIONS
@@ -107,16 +106,6 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return flat
-
-
-def checked(build: Callable[[], Any]) -> Any:
-    """Run `build`, turning a pydantic complaint about options into a message."""
-    try:
-        return build()
-    except ValidationError as error:
-        fault = error.errors()[0]
-        option = str(fault["loc"][-1]).replace("_", "-")
-        raise GeckoError(f"--{option}: {fault['msg']}, got {fault['input']!r}") from None
 
 
 def parse_overrides(overrides: str, known: dict[str, int]) -> dict[str, int]:

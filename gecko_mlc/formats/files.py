@@ -13,6 +13,7 @@ from typing import IO, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.options import first_fault
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -72,9 +73,8 @@ def validated(schema: type[Schema], value: dict[str, Any], name: object) -> Sche
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(map(str, fault["loc"]))
-        raise GeckoError(f"{name}: {field}: {fault['msg'].removeprefix('Value error, ')}") from None
+        field, reason = first_fault(error)
+        raise GeckoError(f"{name}: {field}: {reason}") from None
 
 
 @contextmanager

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from gecko_mlc.formats.options import Options
 
 
-class Sampling(BaseModel):
+class Sampling(Options):
     """Sampling parameters; the device applies them in the order penalties, temperature, top-k, top-p,
     min-p. A temperature of 0 is greedy; top_k 0, top_p 1, min_p 0 are off.
 
-    Penalties look at the tokens drawn since `Engine.set_sampling`. Raises `ValidationError` for numbers
-    out of range, NaN or infinite.
+    Penalties look at the tokens drawn since `Engine.set_sampling`. Raises `GeckoError` for numbers out
+    of range, NaN or infinite, and for unknown names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -24,15 +26,3 @@ class Sampling(BaseModel):
     repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-100.0, le=100.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-100.0, le=100.0)] = 0.0
-
-    def row(self) -> list[float]:
-        """The row of the `sampling` state, in the kernel's order."""
-        return [
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.min_p,
-            self.repetition_penalty,
-            self.presence_penalty,
-            self.frequency_penalty,
-        ]

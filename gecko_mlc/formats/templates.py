@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from gecko_mlc.formats.options import Options
 
 
-class Template(BaseModel):
+class Template(Options):
     """How roles and messages become text; MLC's field names."""
 
     model_config = ConfigDict(extra="ignore")

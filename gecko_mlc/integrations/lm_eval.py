@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 from rich.progress import track
 
-from gecko_mlc.api import GenerationOptions, Model, Sampling, load_model
-from gecko_mlc.cli.options import checked
+from gecko_mlc.api import GenerationOptions, Model, load_model
 from gecko_mlc.cli.terminal import console, say
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.measure.scoring import batches, call_size, score_continuations
@@ -132,19 +131,8 @@ def generation_options(model: Model, wishes: dict[str, Any], seed: int) -> Gener
     sample = left.pop("do_sample", None)
     if sample is False:
         left["temperature"] = 0.0
-    sampling = {"temperature": 1.0 if sample else 0.0, "top_p": 1.0, **left}
-    known = Sampling.model_fields
-    if unknown := sampling.keys() - known:
-        raise GeckoError(f"unknown generation options {', '.join(sorted(unknown))}; expected of {', '.join(known)}")
-    options: GenerationOptions = checked(
-        lambda: model.options(
-            sampling=Sampling(**sampling),
-            seed=seed,
-            max_tokens=lengths[0] if lengths else DEFAULT_LENGTH,
-            stop=(until,) if isinstance(until, str) else tuple(until),
-        )
-    )
-    return options
+    defaults = {"temperature": 1.0 if sample else 0.0, "top_p": 1.0, "seed": seed, "stop": until}
+    return model.options(**{**defaults, **left, "max_tokens": lengths[0] if lengths else DEFAULT_LENGTH})
 
 
 def shown(items: Sequence[T], title: str, silent: bool) -> Iterable[T]:

@@ -23,8 +23,8 @@ class Slots:
     def lease(self, slot: int | None = None) -> Lease:
         """A stream of its own: in whatever slot is free when it is used, or always in `slot`."""
         count = getattr(self.engine, "slots", 1)
-        if slot is not None and not 0 <= slot < count:
-            raise GeckoError(f"slot {slot}: expected one of 0 to {count - 1}")
+        if slot is not None and not (isinstance(slot, int) and 0 <= slot < count):
+            raise GeckoError(f"slot {slot!r}: expected one of 0 to {count - 1}")
         return Lease(self, slot)
 
     def seat(self, lease: Lease) -> int:

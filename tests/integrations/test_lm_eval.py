@@ -155,7 +155,7 @@ def test_generate_until(lm: Any, model: Any) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"beams": 4}, "unknown generation options beams"), ({"num_beams": 4}, "num_beams"), ({"top_p": -1}, "--top-p")],
+    [({"beams": 4}, "beams: no such option"), ({"num_beams": 4}, "num_beams"), ({"top_p": -1}, "top_p: should be")],
 )
 def test_unknown_generation_options_are_refused(lm: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(GeckoError, match=message):

@@ -14,7 +14,7 @@ from support.fake_engine import FakeEngine
 from support.fake_model import FakeModel
 from support.tokens import END, ids
 
-from gecko_mlc import api
+from gecko_mlc import api, integrations
 from gecko_mlc.cli import app
 
 ANSWER = "ababababab"
@@ -41,7 +41,7 @@ def lm_eval(model: Any, patch: pytest.MonkeyPatch) -> None:
             patch.setitem(sys.modules, name, module)
         patch.delitem(sys.modules, "gecko_mlc.integrations.lm_eval", raising=False)
     adapter = importlib.import_module("gecko_mlc.integrations.lm_eval")
-    patch.delitem(sys.modules, "gecko_mlc.integrations.lm_eval")
+    del sys.modules["gecko_mlc.integrations.lm_eval"], integrations.lm_eval
     lm = adapter.GeckoLM.__new__(adapter.GeckoLM)
     lm._model, lm.cache_hook = model, SimpleNamespace(add_partial=lambda *what: None)
     assert lm.generate_until([SimpleNamespace(args=("x", {}))], disable_tqdm=True) == [ANSWER]
