@@ -52,7 +52,7 @@ def main() -> None:
         checkpoint = open_checkpoint(folder / "checkpoint")
         engine = cpu_common.load(config, folder / "checkpoint", a.quantization, folder / "model").engine
         peer = Gecko(config)
-        peer.load_state_dict({n: torch.from_numpy(checkpoint.read(n)) for n in checkpoint.shapes})
+        peer.load_state_dict({n: torch.from_numpy(checkpoint.read(n)) for n in checkpoint.tensors})
     depth = 2 * config.chunk_size + config.chunk_size // 2
     stream = np.random.default_rng(0).integers(0, config.vocab_size, max(depth, a.prompt_tokens)).tolist()
     tokens = torch.tensor([stream[: a.prompt_tokens]])

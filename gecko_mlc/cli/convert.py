@@ -56,7 +56,7 @@ def convert_weight(
     command = shlex.join(["gecko-mlc", *sys.argv[1:]])
     try:
         with byte_progress("converting") as progress:
-            convert_weights(files.config, open_checkpoint(source), scheme, output, progress, say, command)
+            convert_weights(files.config, open_checkpoint(source, say), scheme, output, progress, say, command)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from here")
         raise

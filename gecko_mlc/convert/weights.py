@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from gecko_mlc import __version__
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.convert.checkpoint import Checkpoint
 from gecko_mlc.convert.derived import (
     CEMA_PARAMETERS,
     cema_coefficients,
@@ -21,11 +22,16 @@ from gecko_mlc.convert.derived import (
     rope_tables,
 )
 from gecko_mlc.convert.shards import Part, Progress, Say, write_weights
+from gecko_mlc.convert.tensors import Checkpoint, Renamed
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.group_quantization import GroupQuantization
 from gecko_mlc.formats.library import TensorSpec, quantized_specs
 from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.formats.weights import NUMPY_DTYPES
+
+_EMBEDDING, _HEAD = "embed.weight", "output.output.weight"
+# What parameters are read from.
+_FLOATS = [np.dtype(kind) for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
 
 def convert_weights(
@@ -46,6 +52,7 @@ def convert_weights(
     or the disk is too small, and when a value is not finite, or not in its new dtype. `progress` is told bytes done and
     bytes in all.
     """
+    checkpoint = _tied(config, checkpoint)
     _check_names(config, checkpoint)
     parts = list(_parts(config, checkpoint, quantization))
     identity = [__version__, config.model_dump(), quantization.name, checkpoint.identity]
@@ -53,27 +60,42 @@ def convert_weights(
     write_weights(output, parts, config.num_parameters(), digest, command, progress, say)
 
 
+def _tied(config: GeckoConfig, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with an embedding that is shared by its own name, under whichever of the two it was saved."""
+    if not config.share_emb or _EMBEDDING in checkpoint.tensors or _HEAD not in checkpoint.tensors:
+        return checkpoint
+    return Renamed(checkpoint, {_EMBEDDING if name == _HEAD else name: name for name in checkpoint.tensors})
+
+
 def _check_names(config: GeckoConfig, checkpoint: Checkpoint) -> None:
     expected = {p.name: p.shape for p in config.parameters()}
-    if config.share_emb and "output.output.weight" in checkpoint.shapes:
-        expected["output.output.weight"] = expected["embed.weight"]
-        if not np.array_equal(checkpoint.read("output.output.weight"), checkpoint.read("embed.weight")):
-            raise GeckoError("share_emb=true, but output.output.weight differs from embed.weight")
-    faults = [f"{name} {list(shape)} is missing" for name, shape in expected.items() if name not in checkpoint.shapes]
-    for name, shape in checkpoint.shapes.items():
+    if config.share_emb and _HEAD in checkpoint.tensors:
+        expected[_HEAD] = expected[_EMBEDDING]
+    missing = [f"{name} {list(shape)} is missing" for name, shape in expected.items() if name not in checkpoint.tensors]
+    unknown, unfit = [], []
+    for name, (shape, dtype) in checkpoint.tensors.items():
         if ".prior_" in name:
-            if np.any(checkpoint.read(name)):
-                faults.append(f"{name} is not zero; priors are the initial state and only 0 is known")
+            if math.prod(shape) > config.model_dim or np.any(checkpoint.read(name)):
+                unfit.append(f"{name} is not zero; priors are the initial state and only 0 is known")
         elif name == "rope.freqs":
             continue
         elif name not in expected:
-            faults.append(f"{name} {list(shape)} is not a parameter of this config")
+            unknown.append(f"{name} {list(shape)} is not a parameter of this config")
         elif shape != expected[name]:
             hint = " (transposed?)" if shape == expected[name][::-1] else ""
-            faults.append(f"{name} is {list(shape)}, expected {list(expected[name])}{hint}")
-    if faults:
-        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise GeckoError("the checkpoint does not fit the config: " + "; ".join(faults[:8]) + more)
+            unfit.append(f"{name} is {list(shape)}, expected {list(expected[name])}{hint}")
+        elif dtype not in _FLOATS:
+            unfit.append(f"{name} is {dtype}, expected {', '.join(map(str, _FLOATS))} or float8 with its scales")
+    if faults := [fault for group in (unfit, missing, unknown) for fault in _shortened(group)]:
+        raise GeckoError("the checkpoint does not fit the config: " + "; ".join(faults))
+    tied = config.share_emb and _HEAD in expected
+    if tied and not np.array_equal(checkpoint.read(_HEAD), checkpoint.read(_EMBEDDING)):
+        raise GeckoError(f"share_emb=true, but {_HEAD} differs from {_EMBEDDING}")
+
+
+def _shortened(faults: list[str]) -> list[str]:
+    """The first of faults of a kind, and how many more there are."""
+    return faults if len(faults) <= 5 else [*faults[:4], f"and so on, {len(faults)} in all"]
 
 
 def _parts(config: GeckoConfig, checkpoint: Checkpoint, quantization: Quantization) -> Iterator[Part]:

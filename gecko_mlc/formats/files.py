@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,36 @@ Schema = TypeVar("Schema", bound=BaseModel)
 MAX_JSON_BYTES = 256 * 2**20
 
 
+# Git LFS has a small text that begins so in the place of a file that was not fetched.
+_POINTER = b"version https://git-lfs"
+
+
+def check_file(path: Path) -> int:
+    """The size of a file in bytes.
+
+    Raises `GeckoError` for what is no regular file, like a pipe, from which nothing may ever come, and for a pointer of
+    Git LFS; `OSError` as the system does, when it is missing, say.
+    """
+    state = path.stat()
+    if stat.S_ISDIR(state.st_mode):
+        raise GeckoError(f"{path}: a folder, expected a file")
+    if not stat.S_ISREG(state.st_mode):
+        raise GeckoError(f"{path}: not a regular file but a pipe, a socket or a device")
+    if state.st_size < 1024:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise GeckoError(f"{path}: a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`")
+    return state.st_size
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
-    Raises `GeckoError` naming the file when it is missing, too large, not UTF-8, or as `parse_json` does.
+    Raises `GeckoError` naming the file when it is missing, too large or not UTF-8, and as `check_file` and `parse_json`
+    do.
     """
     try:
-        size = path.stat().st_size
+        size = check_file(path)
         if size > MAX_JSON_BYTES:
             raise GeckoError(f"{path}: {size:,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
         return parse_json(path.read_text(encoding="utf-8-sig"), path)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.files import check_file
 from gecko_mlc.formats.group_quantization import GroupLayout, GroupQuantization
 from gecko_mlc.formats.versions import ABI_VERSION
 from gecko_mlc.targets import find
@@ -214,6 +215,7 @@ def marked_text(path: Path, marker: bytes) -> bytes:
     Raises `GeckoError` for a file that is missing or cannot be read.
     """
     try:
+        check_file(path)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             start = content.find(marker)
             end = content.find(b"\0", start)

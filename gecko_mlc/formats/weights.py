@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.files import read_json, validated
+from gecko_mlc.formats.files import check_file, read_json, validated
 
 TENSOR_CACHE = "tensor-cache.json"
 
@@ -87,7 +87,7 @@ def read_tensor_cache(folder: Path) -> TensorCache:
     seen: set[str] = set()
     for shard in cache.records:
         file = _shard_path(folder, shard)
-        size = file.stat().st_size
+        size = check_file(file)
         if size != shard.nbytes:
             raise GeckoError(
                 f"{file}: {size:,} bytes, expected {shard.nbytes:,}: the file is damaged or incomplete;"
@@ -132,7 +132,7 @@ def _shard_path(folder: Path, shard: ShardRecord) -> Path:
     if "\0" in name or len(name) > 255 or name != Path(name).name or name in ("", ".", ".."):
         raise GeckoError(f"{folder / TENSOR_CACHE}: dataPath {name[:80]!r} is not a plain file name")
     file = folder / name
-    if not file.is_file():
+    if not file.exists():
         raise GeckoError(f"{file}: no such file; the model folder is incomplete, convert it again")
     if file.resolve().parent != folder.resolve():
         raise GeckoError(f"{file}: leads out of the model folder")

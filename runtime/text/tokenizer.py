@@ -8,6 +8,7 @@ from typing import Any
 import tokenizers
 
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.files import check_file
 from gecko_mlc.runtime.text.templates import Text
 
 TOKENIZER = "tokenizer.json"
@@ -18,8 +19,9 @@ class Tokenizer:
 
     def __init__(self, folder: Path, vocab_size: int | None = None) -> None:
         path = folder / TOKENIZER
-        if not path.is_file():
+        if not path.exists():
             raise GeckoError(f"{path}: no such file; text needs the model's tokenizer there")
+        check_file(path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # The library raises bare exceptions.

@@ -159,7 +159,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "heads": (["compile", "{folder}/heads.json", "-o", "x.so"], "z_dim=32 must be a multiple of num_heads=5"),
     "preset": (["compile", "gecko-9b", "-o", "x.so"], "no preset (gecko-7b"),
     "overrides": (["compile", "gecko-demo", "--overrides", "slots=2", "-o", "x.so"], "max_batch_size"),
-    "checkpoint": (["convert_weight", "{folder}/config.json", "--source", "{model}", "-o", "{folder}/n"], "found none"),
+    "checkpoint": (
+        ["convert_weight", "{folder}/config.json", "--source", "{model}", "-o", "{folder}/n"],
+        "expected .safetensors or",
+    ),
 }
 
 
