@@ -14,8 +14,8 @@ from pathlib import Path
 from types import NoneType
 
 from gecko_mlc.cache import model_folder, model_library
-from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.options import OptionError, check_type, unknown_value
+from gecko_mlc.formats.errors import GeckoError, OptionError
+from gecko_mlc.formats.options import check_type, unknown_value
 from gecko_mlc.formats.quantization import STATE_DTYPES
 from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.formats.templates import TEMPLATES, Template

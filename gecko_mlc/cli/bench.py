@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from gecko_mlc.cli.loading import load
 from gecko_mlc.cli.options import ModelArgument, RunOptions
-from gecko_mlc.cli.terminal import console, show_arguments
+from gecko_mlc.cli.terminal import console, results, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def print_table(report: Report) -> None:
         table.add_column(column, justify="left" if column == "test" else "right")
     for row in core.rows(report):
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    results.print(table)
 
 
 def parse_depths(text: str) -> list[int]:

@@ -12,7 +12,8 @@ from gecko_mlc.cli.interrupts import interruptible
 from gecko_mlc.cli.loading import load
 from gecko_mlc.cli.options import ModelArgument, RunOptions, SamplingOptions, SeedOption
 from gecko_mlc.cli.terminal import console, show_arguments, write_text
-from gecko_mlc.formats.options import OptionError, unknown_option
+from gecko_mlc.formats.errors import OptionError
+from gecko_mlc.formats.options import unknown_option
 
 if TYPE_CHECKING:
     from gecko_mlc.api import GenerationOptions
@@ -55,7 +56,7 @@ def chat(
         if command in ("/exit", "/quit"):
             break
         if command == "/help":
-            console.print(HELP, markup=False)
+            console.print(HELP)
         elif command == "/reset":
             conversation.reset()
             last = ""
@@ -67,7 +68,7 @@ def chat(
         elif command.startswith("/"):
             near = difflib.get_close_matches(command, COMMANDS, n=1)
             hint = f"did you mean {near[0]}?" if near else "/help lists them"
-            console.print(f"unknown command {command}; {hint}", markup=False)
+            console.print(f"unknown command {command}; {hint}")
         else:
             with interruptible() as interrupted:
                 generation = conversation.say(line, options, interrupted)
@@ -87,7 +88,7 @@ def _set(options: GenerationOptions, wish: str) -> GenerationOptions:
     name, equals, value = (part.strip() for part in wish.partition("="))
     name = name.replace("-", "_")
     if not name:
-        console.print("  ".join(f"{k}={v}" for k, v in settings.items()), markup=False)
+        console.print("  ".join(f"{k}={v}" for k, v in settings.items()))
         return options
     try:
         if name not in settings:
@@ -95,9 +96,9 @@ def _set(options: GenerationOptions, wish: str) -> GenerationOptions:
         if equals:
             options = options.model_copy(update={name: value})
     except OptionError as error:
-        console.print(f"/set {wish.strip()}: {error.reason}", markup=False)
+        console.print(f"/set {wish.strip()}: {error.reason}")
         return options
-    console.print(f"{name}={_settings(options)[name]}", markup=False)
+    console.print(f"{name}={_settings(options)[name]}")
     return options
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from gecko_mlc.cli.compiling import compile_model
@@ -19,7 +18,7 @@ from gecko_mlc.cli.options import (
     OverridesOption,
     StateDtypeOption,
 )
-from gecko_mlc.cli.terminal import console
+from gecko_mlc.cli.terminal import console, results
 from gecko_mlc.targets import names
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def print_kernels(compiled: Compiled, layers: int, function: str | None = None) 
         else:
             continue
         table.add_row(*row, *compiled.target.row(kernel))
-    Console(highlight=False).print(table)
+    results.print(table)
 
 
 def _launches(count: int, layers: int) -> str:

@@ -58,8 +58,7 @@ def convert_weight(
         with byte_progress("converting") as progress:
             convert_weights(files.config, open_checkpoint(source, say), scheme, output, progress, say, command)
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
-        raise
+        raise KeyboardInterrupt("the same command goes on from here") from None
     files.write(output)
     console.print(f"{files.config.num_parameters():,} parameters in {output}")
 

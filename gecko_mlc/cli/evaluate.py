@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from gecko_mlc.cli.interrupts import interruptible
 from gecko_mlc.cli.loading import load
 from gecko_mlc.cli.options import ModelArgument, RunOptions
-from gecko_mlc.cli.terminal import byte_progress, say, show_arguments
+from gecko_mlc.cli.terminal import byte_progress, results, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ def evaluate(
     else:
         print_report(report)
     if not report.complete:
-        say("interrupted; this is what was measured so far")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("this is what was measured so far")
 
 
 def open_text(name: str) -> io.BufferedReader:
@@ -90,7 +88,7 @@ def print_report(report: Report) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in rows(report):
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    results.print(table)
 
 
 def rows(report: Report) -> list[tuple[str, str]]:

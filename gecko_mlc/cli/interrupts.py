@@ -1,4 +1,4 @@
-"""Ctrl-C in commands."""
+"""Signals in commands: Ctrl-C, and the wish that a process ends."""
 
 from __future__ import annotations
 
@@ -10,18 +10,31 @@ from types import FrameType
 _pressed = False
 
 
-def remember_interrupts() -> None:
+def handle_signals() -> None:
     """Ctrl-C raises `KeyboardInterrupt`, as always, and is remembered: what it raises is lost where it comes in the
-    middle of a destructor, or of a callback of an import."""
+    middle of a destructor, or of a callback of an import. Other wishes to end are exits, so that nothing is left."""
 
-    def handler(signum: int, frame: FrameType | None) -> None:
+    def press(signum: int, frame: FrameType | None) -> None:
         global _pressed
         _pressed = True
         raise KeyboardInterrupt
 
-    # Jobs in the background ignore it.
+    def end(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        raise SystemExit(128 + signum)
+
+    # Jobs in the background ignore Ctrl-C, those of nohup a terminal that closes.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, press)
+    for name in ("SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, end)
+
+
+def pressed() -> bool:
+    """Whether Ctrl-C was pressed where it ends the command."""
+    return _pressed
 
 
 def raise_lost_interrupt() -> None:
@@ -33,16 +46,16 @@ def raise_lost_interrupt() -> None:
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Ctrl-C asks the block to end at its next good place; a second one ends it at once."""
-    pressed = False
+    asked = False
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
+        nonlocal asked
+        if asked:
             raise KeyboardInterrupt
-        pressed = True
+        asked = True
 
     before = signal.signal(signal.SIGINT, handler)
     try:
-        yield lambda: pressed
+        yield lambda: asked
     finally:
         signal.signal(signal.SIGINT, before)

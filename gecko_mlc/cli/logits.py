@@ -52,7 +52,7 @@ def logits(
     metadata = {"calls": json.dumps(calls), "split": json.dumps(lengths)}
     with atomic_write(output, "wb") as file:
         file.write(save({"logits": result}, metadata))
-    console.print(f"logits {list(result.shape)} in {output}, from {len(calls)} calls", markup=False)
+    console.print(f"logits {list(result.shape)} in {output}, from {len(calls)} calls")
 
 
 def read_ids(path: Path) -> list[int]:

@@ -19,7 +19,9 @@ from rich.progress import (
 
 from gecko_mlc.cli.interrupts import raise_lost_interrupt
 
-console = Console(stderr=True, highlight=False)
+# Texts may hold what rich would take for markup.
+console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+results = Console(highlight=False, markup=False, emoji=False)
 
 
 def show_arguments(**arguments: Any) -> None:
@@ -55,7 +57,6 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 def write_text(text: str) -> None:
-    """A piece of text to standard output, at once; what its encoding lacks is replaced."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+    """A piece of text to standard output, at once."""
+    sys.stdout.write(text)
     sys.stdout.flush()

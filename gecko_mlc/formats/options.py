@@ -9,17 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.errors import OptionError
 
 Self = TypeVar("Self", bound="Options")
-
-
-class OptionError(GeckoError):
-    """The value of an option is not as it must be: `option` says of which one, `reason` what is wrong."""
-
-    def __init__(self, option: str, reason: str) -> None:
-        super().__init__(f"{option}: {reason}")
-        self.option, self.reason = option, reason
 
 
 class Options(BaseModel):

@@ -52,9 +52,10 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here / "python"))
 try:
     from gecko_mlc.cli import main
+
+    main()
 except ModuleNotFoundError as error:
     sys.exit(f"error: there is no {error.name}; install it: {sys.executable} -m pip install -r {here}/requirements.txt")
-main()
 """
 
 _README = """\

@@ -359,14 +359,14 @@ def test_a_ctrl_c_that_is_lost_counts_after_loading() -> None:
     """As one that comes in the middle of a destructor."""
     script = """
 import signal
-from gecko_mlc.cli.interrupts import remember_interrupts
+from gecko_mlc.cli.interrupts import handle_signals
 from gecko_mlc.cli.terminal import byte_progress
 
 class Pressed:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
-remember_interrupts()
+handle_signals()
 with byte_progress("loading"):
     Pressed()
     print("loaded", flush=True)

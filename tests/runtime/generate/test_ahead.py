@@ -15,7 +15,7 @@ from support.fake_model import FakeModel
 from support.tokens import END, ids
 
 from gecko_mlc import api, integrations
-from gecko_mlc.cli import app
+from gecko_mlc.cli.app import app
 
 ANSWER = "ababababab"
 

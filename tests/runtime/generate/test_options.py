@@ -11,7 +11,7 @@ from support.fake_engine import FakeEngine
 from support.fake_model import FakeModel
 
 from gecko_mlc.api import Conversation, GeckoError, GenerationOptions, Sampling, Template, load_model
-from gecko_mlc.formats.options import OptionError
+from gecko_mlc.formats.errors import OptionError
 
 MODEL = FakeModel(FakeEngine())
 NAN = float("nan")
