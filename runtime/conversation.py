@@ -57,10 +57,13 @@ class Conversation:
             raise GeckoError("the message is empty")
         self._end_last()
         template, tokenizer = self._model.chat_config.conv_template, self._model.tokenizer
-        before = self._model.beginning() if self._unseen is None else self._unseen
-        ids = tokenizer.encode_parts(turn(template, message, first=self._unseen is None))
+        parts = turn(template, message, first=self._unseen is None)
+        if self._unseen is None:
+            ids = tokenizer.with_beginning(tokenizer.encode_parts(parts), self._model.beginning())
+        else:
+            ids = [*self._unseen, *tokenizer.encode_parts(parts, begins=False)]
         options = options.model_copy(update={"stop": (*options.stop, *template.stop_str)})
-        stream = Stream(self._lease, tokenizer, [*before, *ids], options, follow=template.seps[-1])
+        stream = Stream(self._lease, tokenizer, ids, options, follow=template.seps[-1])
         self._last = Generation(stream, interrupted)
         return self._last
 

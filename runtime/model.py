@@ -54,7 +54,9 @@ class Model:
         c = self.chat_config
         return Sampling(
             temperature=c.temperature,
+            top_k=c.top_k,
             top_p=c.top_p,
+            min_p=c.min_p,
             repetition_penalty=c.repetition_penalty,
             presence_penalty=c.presence_penalty,
             frequency_penalty=c.frequency_penalty,
@@ -66,13 +68,15 @@ class Model:
         options: GenerationOptions | None = None,
         slot: int | None = None,
         interrupted: Callable[[], bool] = lambda: False,
+        special: bool = False,
     ) -> Generation:
         """Continue `prompt` from an empty state, in `slot` or any that is free; no conversation is disturbed.
 
-        Raises `GeckoError` for an empty prompt. No more than the model's `options` are needed.
+        What reads like a special token in the prompt is one if `special`, else it is plain text. Raises `GeckoError`
+        for an empty prompt. No more than the model's `options` are needed.
         """
         options = self.options() if options is None else options
-        return self.generate_ids(self.encode_prompt(prompt), options, slot, interrupted)
+        return self.generate_ids(self.encode_prompt(prompt, special), options, slot, interrupted)
 
     def generate_ids(
         self,
@@ -86,13 +90,14 @@ class Model:
         lease = slots_of(self.engine).lease(slot)
         return Generation(Stream(lease, self.tokenizer, prompt, options), interrupted)
 
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Ids of a stream's beginning, the model's first token before them."""
+    def encode_prompt(self, prompt: str, special: bool = False) -> list[int]:
+        """Ids of a stream's beginning, the model's first token before them if they have it not; what reads like a
+        special token is one if `special`."""
         check_type("prompt", prompt, str)
-        ids = self.tokenizer.encode(prompt)
+        ids = self.tokenizer.encode(prompt, special)
         if not ids:
             raise GeckoError("the prompt is empty: expected some text to continue")
-        return [*self.beginning(), *ids]
+        return self.tokenizer.with_beginning(ids, self._first())
 
     def options(self, **changes: Any) -> GenerationOptions:
         """Generation options as the model's chat config has them, with `changes`: names of `GenerationOptions`, and of
@@ -104,7 +109,10 @@ class Model:
         return GenerationOptions(**{**defaults, **changes})
 
     def beginning(self) -> list[int]:
-        """The ids that every stream begins with."""
+        """The ids that every stream begins with: what the chat config says, or else the tokenizer."""
+        return self.tokenizer.with_beginning([], self._first())
+
+    def _first(self) -> list[int]:
         bos = self.chat_config.bos_token_id
         return [] if bos is None else [bos]
 

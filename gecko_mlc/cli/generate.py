@@ -25,6 +25,9 @@ def generate(
     max_tokens: MaxTokensOption = 256,
     seed: SeedOption = 0,
     stop: StopOption = None,
+    special: Annotated[
+        bool, typer.Option("--special", help="Take what reads like a special token in the prompt as one.")
+    ] = False,
     sampling: SamplingOptions = SamplingOptions(),
     running: RunOptions = RunOptions(),
 ) -> None:
@@ -40,7 +43,7 @@ def generate(
     loaded = load(model, running)
     options = loaded.options(**sampling.given(), seed=seed, max_tokens=max_tokens, stop=stop or ())
     with interruptible() as interrupted:
-        generation = loaded.generate(prompt, options, interrupted=interrupted)
+        generation = loaded.generate(prompt, options, interrupted=interrupted, special=special)
         for text in generation:
             write_text(text)
         write_text("\n")

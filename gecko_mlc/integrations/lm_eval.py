@@ -68,8 +68,8 @@ class GeckoLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What precedes a text that nothing precedes: the model's first token, or the last one of another text."""
-        bos = self._model.chat_config.bos_token_id
-        return self.eot_token_id if bos is None else bos
+        beginning = self._model.beginning()
+        return beginning[-1] if beginning else self.eot_token_id
 
     @property
     def tokenizer_name(self) -> str:

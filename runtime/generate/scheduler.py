@@ -14,6 +14,7 @@ from typing import Any
 from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.generate.sequence import Sequence
 from gecko_mlc.runtime.state.slots import Lease, entered
+from gecko_mlc.runtime.text.stream import TextStream
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
 
 
@@ -33,9 +34,9 @@ class Stream:
         follow: str = "",
     ) -> None:
         self.lease, self.prompt, self.options = lease, prompt, options
-        self.sequence = Sequence(tokenizer, options)
+        self.sequence = Sequence(tokenizer, options, prompt)
         self.pending: list[int] = []
-        self.following = tokenizer.encode(follow, special=True)
+        self.following = tokenizer.encode(follow, special=True, begins=False)
         self.prefill_seconds = self.decode_seconds = 0.0
         self._tokenizer, self._follow = tokenizer, follow
         self._first = lease.position
@@ -98,15 +99,17 @@ class Stream:
             return
         drawn, consumed, answer = self.sequence.drawn, self.consumed, self.sequence.answer()
         if consumed > answer.tokens:
-            # What was consumed besides may be what follows anyway.
-            following = self._following(drawn[answer.tokens : -1]) if not answer.rest else None
+            # What was consumed besides may be what follows anyway; a token that was never read is not.
+            following = None
+            if not answer.rest and consumed <= len(drawn):
+                following = self._following(drawn[: answer.tokens], drawn[answer.tokens : -1])
             besides = drawn[answer.tokens : consumed]
             self.following = following or self.following
             if following is not None and following[: len(besides)] == besides:
                 self.following = following[len(besides) :]
             else:
                 consumed = self._restore()
-        rest = self._tokenizer.encode(answer.rest) if answer.rest else []
+        rest = self._tokenizer.encode(answer.rest, begins=False) if answer.rest else []
         self.pending = [*drawn[consumed : answer.tokens], *rest]
         with self.lease as slot:
             self.lease.engine.set_draws(slot, self.options.seed, drawn[: answer.tokens])
@@ -138,17 +141,19 @@ class Stream:
             with self.lease as slot:
                 self.lease.engine.release(slot)
 
-    def _following(self, drawn: list[int]) -> list[int] | None:
-        """Ids of `follow` that begin with `drawn`, those that a loop that waits for each token has consumed; None where
-        it does not begin so."""
+    def _following(self, said: list[int], drawn: list[int]) -> list[int] | None:
+        """Ids of `follow` that begin with `drawn`, those that a loop that waits for each token has consumed after what
+        was `said`; None where it does not begin so."""
         if self.following[: len(drawn)] == drawn:
             return self.following
-        text = self._tokenizer.decode(drawn)
-        begin = self._tokenizer.encode(text, special=True)
+        stream = TextStream(self._tokenizer, [*self.prompt, *said])
+        text = "".join(map(stream.push, drawn))
+        whole = not stream.pending
+        begin = self._tokenizer.encode(text, special=True, begins=False)
         special = any(self._tokenizer.special_text(i) is not None for i in [*drawn, *begin])
-        if special or not text or not self._follow.startswith(text):
+        if special or not whole or not text or not self._follow.startswith(text):
             return None
-        return [*drawn, *self._tokenizer.encode(self._follow[len(text) :], special=True)]
+        return [*drawn, *self._tokenizer.encode(self._follow[len(text) :], special=True, begins=False)]
 
 
 def run(streams: Tokens[Stream], interrupted: Callable[[], bool] = lambda: False) -> Iterator[tuple[Stream, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from typing import Literal, NamedTuple
 
 from gecko_mlc.runtime.generate.options import GenerationOptions
@@ -23,16 +24,16 @@ class Answer(NamedTuple):
 class Sequence:
     """The text of tokens that are drawn one by one.
 
-    `drawn` are all of them. `finish_reason` is None until one ended the text.
+    `drawn` are all of them, after the ids `before`. `finish_reason` is None until one ended the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions) -> None:
+    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, before: Tokens[int] = ()) -> None:
         self._tokenizer, self._options = tokenizer, options
-        self._stream, self._stops = TextStream(tokenizer), StopStrings(options.stop)
+        self._stream, self._stops = TextStream(tokenizer, before), StopStrings(options.stop)
         # The text that came with each token, and where in all text it ends: None within a character.
         self._pieces: list[str] = []
         self._ends: list[int | None] = []
-        self._length = self._settled = 0
+        self._length = self._settled = self._looked = 0
         self.drawn: list[int] = []
         self.finish_reason: FinishReason | None = None
 
@@ -52,11 +53,13 @@ class Sequence:
         if token in self._options.stop_tokens:
             return self.end("stop")
         special = self._tokenizer.special_text(token)
-        text = self._stream.finish() if special is not None else self._stream.push(token)
-        given = self._stops.push(text)
-        if special is not None:
-            given += self._stops.push(special, hidden=True)
-        self._append(text + (special or ""))
+        if special is None:
+            text = self._stream.push(token)
+            given = self._stops.push(text)
+            self._append(text)
+        else:
+            given = self._finish_character() + self._stops.push(special, hidden=True)
+            self._append(special)
         if self._stops.found:
             self.finish_reason = "stop"
         elif len(self._pieces) >= self._options.max_tokens:
@@ -66,13 +69,8 @@ class Sequence:
 
     def end(self, reason: FinishReason) -> str:
         """The text that was held back, as nothing more comes."""
-        self.finish_reason = reason
-        text = self._stream.finish()
-        if self._pieces:
-            self._pieces[-1] += text
-            self._length += len(text)
-            self._ends[-1] = self._length
-        given = self._stops.push(text) + self._stops.finish()
+        given = self._finish_character() + self._stops.finish()
+        self.finish_reason = "stop" if self._stops.found else reason
         self._settle()
         return given
 
@@ -89,10 +87,20 @@ class Sequence:
         self._length += len(text)
         self._ends.append(None if self._stream.pending else self._length)
 
+    def _finish_character(self) -> str:
+        """The text that is certain when the last token's ends with it."""
+        text = self._stream.finish()
+        if self._pieces:
+            self._pieces[-1] += text
+            self._length += len(text)
+            self._ends[-1] = self._length
+        return self._stops.push(text)
+
     def _settle(self) -> None:
-        for count in range(self._settled, len(self._ends)):
+        for count in range(self._looked, len(self._ends)):
             end = self._ends[count]
-            if end is not None and end <= self._stops.passed:
-                self._settled = count + 1
-            elif end is not None:
+            self._looked = count
+            if end is not None and end > self._stops.passed:
                 return
+            if end is not None:
+                self._settled = count + 1

@@ -53,29 +53,31 @@ def encode_blocks(tokenizer: Tokenizer, blocks: Iterable[str], piece: int = PIEC
     They are those of the whole text where every `piece` characters have a blank between two words. Where they have
     none, as in Chinese, a few tokens of a cut may be others, which stand for the same text.
     """
+    begins = True  # The text is the stream's beginning.
     text, done = "", 0  # text[:done] is out already, and the context of what follows.
     for block in blocks:
         text += block
         while len(text) >= done + piece + CONTEXT:
             window = text[: done + piece + CONTEXT]
-            ids, spans = _encode_after(tokenizer, window, done)
+            ids, spans = _encode_after(tokenizer, window, done, begins)
             count = _certain(window, spans, len(window) - CONTEXT)
             cut = spans[count - 1][1] if count else len(window)
             yield Piece(ids[:count], _sizes(text, done, [end for _, end in spans[:count]]))
             start = max(cut - CONTEXT, 0)
+            begins = begins and start == 0
             text, done = text[start:], cut - start
     if done < len(text):
-        ids, spans = _encode_after(tokenizer, text, done)
+        ids, spans = _encode_after(tokenizer, text, done, begins)
         yield Piece(ids, _sizes(text, done, [end for _, end in spans]))
 
 
-def _encode_after(tokenizer: Tokenizer, text: str, done: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and places of the tokens of `text[done:]`, as they are after `text[:done]`."""
-    ids, spans = tokenizer.encode_with_places(text)
+def _encode_after(tokenizer: Tokenizer, text: str, done: int, begins: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and places of the tokens of `text[done:]`, as they are after `text[:done]`, which may begin a stream."""
+    ids, spans = tokenizer.encode_with_places(text, begins)
     first = next((i for i, (_, end) in enumerate(spans) if end > done), len(ids)) if done else 0
     if first < len(ids) and spans[first][0] < done:
         # A token that would stand for text that is out already.
-        ids, spans = tokenizer.encode_with_places(text[done:])
+        ids, spans = tokenizer.encode_with_places(text[done:], begins=False)
         return ids, [(start + done, end + done) for start, end in spans]
     return ids[first:], spans[first:]
 

@@ -14,7 +14,7 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
+        self._stops = [_Matcher(stop) for stop in stops if stop]
         self._held = ""
         self._hidden: list[tuple[int, int]] = []  # Of the held text: begin and end of each special token.
         self.found = False
@@ -26,13 +26,13 @@ class StopStrings:
             return ""
         if hidden:
             self._hidden.append((len(self._held), len(self._held) + len(text)))
+        before = len(self._held)
         self._held += text
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if places:
+        ends = [(stop, end) for stop in self._stops if (end := stop.push(text)) is not None]
+        if ends:
             self.found = True
-            return self._pass(min(places))
-        keep = max((self._overlap(stop) for stop in self._stops), default=0)
-        return self._pass(len(self._held) - keep)
+            return self._pass(min(before + end - stop.length for stop, end in ends))
+        return self._pass(len(self._held) - max((stop.matched for stop in self._stops), default=0))
 
     def finish(self) -> str:
         """What was held back, when nothing more comes."""
@@ -47,9 +47,27 @@ class StopStrings:
         self.passed += length
         return "".join(visible)
 
-    def _overlap(self, stop: str) -> int:
-        """The longest end of the held text that begins `stop`."""
-        for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
-            if self._held.endswith(stop[:length]):
-                return length
-        return 0
+
+class _Matcher:
+    """Finds one string in text that comes in pieces, as Knuth, Morris and Pratt do: in a step or two a character."""
+
+    def __init__(self, stop: str) -> None:
+        self._stop, self.length = stop, len(stop)
+        # How long a beginning of the string the text ends with.
+        self.matched = 0
+        # For each of its beginnings, how long a shorter beginning that one ends with.
+        self._shorter = [0]
+        for letter in stop[1:]:
+            self.push(letter)
+            self._shorter.append(self.matched)
+        self.matched = 0
+
+    def push(self, text: str) -> int | None:
+        """Where in `text` the string is complete for the first time; None if it is not."""
+        for place, letter in enumerate(text):
+            while self.matched and self._stop[self.matched] != letter:
+                self.matched = self._shorter[self.matched - 1]
+            self.matched += self._stop[self.matched] == letter
+            if self.matched == self.length:
+                return place + 1
+        return None

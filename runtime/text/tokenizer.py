@@ -1,7 +1,10 @@
-"""Tokenizer: text to ids, and ids to text as they come."""
+"""Tokenizer: text to ids, at the beginning of a stream or within it, and ids to text."""
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ TOKENIZER = "tokenizer.json"
 
 
 class Tokenizer:
-    """A `tokenizer.json`. Raises `GeckoError` when it is missing or damaged, or has ids a model lacks."""
+    """A `tokenizer.json`. Raises `GeckoError` when it is missing or damaged, or has ids a model lacks.
+
+    Several threads may use it at once.
+    """
 
     def __init__(self, folder: Path, vocab_size: int | None = None) -> None:
         path = folder / TOKENIZER
@@ -23,35 +29,60 @@ class Tokenizer:
             raise GeckoError(f"{path}: no such file; text needs the model's tokenizer there")
         check_file(path)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = _unbounded(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # The library raises bare exceptions.
             raise GeckoError(f"{path}: not a tokenizer: {error}") from None
         self.size = self._tokenizer.get_vocab_size()
         added = self._tokenizer.get_added_tokens_decoder()
+        self._added = frozenset(added)
         self._special: dict[int, str] = {i: token.content for i, token in added.items() if token.special}
         if vocab_size is not None:
             largest = max(self.vocabulary().values(), default=-1)
             if largest >= vocab_size:
                 raise GeckoError(f"{path}: its largest id is {largest}, but the model's vocabulary is {vocab_size}")
+        self._lock = threading.Lock()
+        self._within = _without_prefix(self._tokenizer)
+        falls_back = _falls_back(_state(self._tokenizer.decoder))
+        names = {byte: f"<0x{byte:02X}>" for byte in range(256 if falls_back else 0)}
+        found = {byte: self._tokenizer.token_to_id(name) for byte, name in names.items()}
+        # The bytes of tokens that stand for one each. A run of them is text if it is UTF-8 as a whole.
+        self.bytes: dict[int, int] = {i: byte for byte, i in found.items() if i is not None}
+        self._beginning = self._post_processed()
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of `text`; special tokens in it are recognized if `special`, else they are plain text."""
-        ids: list[int] = self._encode(text, special).ids
+    def encode(self, text: str, special: bool = False, begins: bool = True) -> list[int]:
+        """Ids of `text`; special tokens in it are recognized if `special`, else they are plain text.
+
+        Text that `begins` a stream is what many tokenizers put a blank before, which decoding leaves out again.
+        """
+        return self._encode(text, special, begins)[0]
+
+    def encode_with_places(self, text: str, begins: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of `text`, as plain text, and where the characters of each begin and end."""
+        return self._encode(text, False, begins)
+
+    def encode_parts(self, parts: Sequence[Text], begins: bool = True) -> list[int]:
+        """Ids of the parts of a prompt, one after the other; the first text of them may begin a stream."""
+        ids: list[int] = []
+        for part in parts:
+            ids += self.encode(part.text, part.special, begins)
+            begins = begins and all(i in self._added for i in ids)
         return ids
 
-    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of `text`, as plain text, and where the characters of each begin and end."""
-        encoding = self._encode(text, special=False)
-        return encoding.ids, encoding.offsets
+    def with_beginning(self, ids: list[int], beginning: Sequence[int] = ()) -> list[int]:
+        """The first `ids` of a stream after `beginning`, or else what the tokenizer's post-processor puts before a
+        text, unless they begin so themselves."""
+        first = list(beginning) or self._beginning
+        return ids if ids[: len(first)] == first else [*first, *ids]
 
-    def encode_parts(self, parts: list[Text]) -> list[int]:
-        """Ids of the parts of a prompt, one after the other."""
-        return [i for part in parts for i in self.encode(part.text, part.special)]
-
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def plain(self, ids: Sequence[int]) -> list[int]:
+        """Those of `ids` that `decode` does not leave out."""
+        known = self._tokenizer.id_to_token
+        return [i for i in ids if i not in self._special and known(i) is not None]
 
     def special_text(self, token: int) -> str | None:
         """What a special token is called, which `decode` leaves out; None of any other."""
@@ -62,11 +93,83 @@ class Tokenizer:
         tokens: dict[str, int] = self._tokenizer.get_vocab()
         return tokens
 
-    def _encode(self, text: str, special: bool) -> Any:
-        self._tokenizer.encode_special_tokens = not special
-        return self._tokenizer.encode(clean(text), add_special_tokens=False)
+    def _encode(self, text: str, special: bool, begins: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        text = clean(text)
+        ids, spans = self._run(self._within, text, special)
+        if not begins or self._within is self._tokenizer:
+            return ids, spans
+        # The text before the second added token, or after the first ones: tokenizers would put blanks after all.
+        first = next((place for place, i in enumerate(ids) if i not in self._added), len(ids))
+        last = next((place for place in range(first, len(ids)) if ids[place] in self._added), len(ids))
+        start = spans[first - 1][1] if first else 0
+        end = spans[last][0] if last < len(ids) else len(text)
+        if start < end:
+            head, places = self._run(self._tokenizer, text[start:end], False)
+            ids[first:last] = head
+            spans[first:last] = [(a + start, b + start) for a, b in places]
+        return ids, spans
+
+    def _run(self, library: Any, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        with self._lock:
+            library.encode_special_tokens = not special
+            encoding = library.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def _post_processed(self) -> list[int]:
+        """What the post-processor puts before a text."""
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        plain = next((i for i, added in enumerate(encoding.special_tokens_mask) if not added), 0)
+        return list(encoding.ids[:plain])
 
 
 def clean(text: str) -> str:
     """Lone surrogates, which no UTF-8 holds, replaced."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _unbounded(library: Any) -> Any:
+    """It may have been saved while it cut or filled texts to a length."""
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
+def _without_prefix(library: Any) -> Any:
+    """The tokenizer of a text within a stream, before which it puts no blank; `library` itself if it never does."""
+    whole = {"normalizer": _state(library.normalizer), "pre_tokenizer": _state(library.pre_tokenizer)}
+    within = {name: _unprefixed(part) for name, part in whole.items()}
+    if within == whole:
+        return library
+    return _unbounded(tokenizers.Tokenizer.from_str(json.dumps({**json.loads(library.to_str()), **within})))
+
+
+def _state(component: Any) -> Any:
+    """A part of a tokenizer as `tokenizer.json` has it."""
+    return None if component is None else json.loads(component.__getstate__())
+
+
+def _unprefixed(part: Any) -> Any:
+    """A normalizer or pre-tokenizer without what puts a blank before texts, as `tokenizer.json` has it."""
+    match part:
+        case {"type": "Prepend"}:
+            return {"type": "Sequence", "normalizers": []}
+        case {"type": "Metaspace"}:
+            return {**part, "prepend_scheme": "never"}
+        case {"type": "ByteLevel", "add_prefix_space": True}:
+            return {**part, "add_prefix_space": False}
+        case {"type": "Sequence"}:
+            return {
+                key: [_unprefixed(p) for p in value] if isinstance(value, list) else value
+                for key, value in part.items()
+            }
+    return part
+
+
+def _falls_back(decoder: Any) -> bool:
+    """Whether a decoder reads tokens like <0x0A> as bytes."""
+    match decoder:
+        case {"type": "Sequence", "decoders": parts}:
+            return any(map(_falls_back, parts))
+        case {"type": "ByteFallback"}:
+            return True
+    return False

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -49,13 +49,18 @@ class TemplateLM:
 class Letters:
     """A tokenizer of one token a character."""
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    bytes: ClassVar[dict[int, int]] = {}
+
+    def encode(self, text: str, special: bool = False, begins: bool = True) -> list[int]:
         return [ord(c) % 53 for c in text]
+
+    def plain(self, ids: list[int]) -> list[int]:
+        return ids
 
     def special_text(self, token: int) -> str | None:
         return None
 
-    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_places(self, text: str, begins: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         return self.encode(text), [(i, i + 1) for i in range(len(text))]
 
     def decode(self, ids: list[int]) -> str:
@@ -87,7 +92,7 @@ def model(engine: Callable[..., Engine]) -> Any:
         tokenizer=tokenizer,
         generate_ids=lambda ids, options: Generation(Stream(slots_of(made).lease(), tokenizer, ids, options)),
         folder=Path("model"),
-        chat_config=SimpleNamespace(bos_token_id=None, eos_token_id=[EOS, 7]),
+        chat_config=SimpleNamespace(eos_token_id=[EOS, 7]),
         beginning=list,
         options=lambda **changes: GenerationOptions(**{"stop_tokens": frozenset([EOS]), **changes}),
     )
@@ -164,7 +169,7 @@ def test_unknown_generation_options_are_refused(lm: Any, options: dict[str, Any]
 
 def test_what_begins_a_text(lm: Any, model: Any) -> None:
     assert (lm.eot_token_id, lm.prefix_token_id) == (EOS, EOS)
-    model.chat_config.bos_token_id, model.beginning = 5, lambda: [5]
+    model.beginning = lambda: [5]
     assert lm.prefix_token_id == 5
     assert lm.tok_encode("a") == [5, *model.tokenizer.encode("a")]
     assert lm.tok_encode("a", add_special_tokens=False) == model.tokenizer.encode("a")

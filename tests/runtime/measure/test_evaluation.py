@@ -24,7 +24,7 @@ TEXT = "It was a bright morning; the king had slept. " * 3
 class Letters:
     """A tokenizer of one token a byte: the letter's place in the alphabet."""
 
-    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_places(self, text: str, begins: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         return [ord(c) % 53 for c in text], [(i, i + 1) for i in range(len(text))]
 
     def vocabulary(self) -> dict[str, int]:
