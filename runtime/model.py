@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gecko_mlc.formats.chat_config import ChatConfig, read_chat_config
+from gecko_mlc.formats.chat_config import CHAT_CONFIG, ChatConfig, read_chat_config
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import Metadata
 from gecko_mlc.formats.options import check_type
@@ -46,21 +46,12 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, loaded when text is first needed."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.folder, self.engine.vocab_size)
+            self._tokenizer = read_tokenizer(self.folder, self.chat_config)
         return self._tokenizer
 
     def default_sampling(self) -> Sampling:
         """The sampling parameters of the model's chat config."""
-        c = self.chat_config
-        return Sampling(
-            temperature=c.temperature,
-            top_k=c.top_k,
-            top_p=c.top_p,
-            min_p=c.min_p,
-            repetition_penalty=c.repetition_penalty,
-            presence_penalty=c.presence_penalty,
-            frequency_penalty=c.frequency_penalty,
-        )
+        return Sampling(**{name: getattr(self.chat_config, name) for name in Sampling.model_fields})
 
     def generate(
         self,
@@ -115,6 +106,18 @@ class Model:
     def _first(self) -> list[int]:
         bos = self.chat_config.bos_token_id
         return [] if bos is None else [bos]
+
+
+def read_tokenizer(folder: Path, chat_config: ChatConfig) -> Tokenizer:
+    """A model folder's tokenizer, which needs no library.
+
+    Raises `GeckoError` when it or another of its files is missing, is damaged, or has ids that the model lacks.
+    """
+    tokenizer = Tokenizer(folder, chat_config.vocab_size)
+    for name in chat_config.tokenizer_files:
+        if not (folder / name).is_file():
+            raise GeckoError(f"{folder / CHAT_CONFIG}: tokenizer_files: there is no {name} in the folder")
+    return tokenizer
 
 
 def check_fit(chat_config: ChatConfig, model_lib: Path, metadata: Metadata) -> None:

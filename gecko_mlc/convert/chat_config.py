@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gecko_mlc import __version__
 from gecko_mlc.config import PRESETS, GeckoConfig, ignored_fields, load_config, preset, validate_config
+from gecko_mlc.convert.generation import GenerationConfig, read_generation
 from gecko_mlc.convert.shards import Say
 from gecko_mlc.formats.chat_config import CHAT_CONFIG, ChatConfig, read_chat_config, write_chat_config
 from gecko_mlc.formats.errors import GeckoError
@@ -18,8 +19,6 @@ from gecko_mlc.formats.weights import check_whole
 from gecko_mlc.runtime.text.tokenizer import TOKENIZER, Tokenizer
 
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-
-GENERATION_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "temperature", "top_p", "repetition_penalty")
 
 
 def read_model_config(config_or_folder: Path, say: Say = lambda text: None) -> GeckoConfig:
@@ -34,7 +33,7 @@ def read_model_config(config_or_folder: Path, say: Say = lambda text: None) -> G
         config = load_config(path, Tokenizer(path.parent).size if tokenizer.is_file() else None)
     except ValueError as error:
         raise GeckoError(str(error)) from None
-    if ignored := [name for name in ignored_fields(read_json(path)) if name not in GENERATION_FIELDS]:
+    if ignored := [name for name in ignored_fields(read_json(path)) if name not in GenerationConfig.model_fields]:
         say(f"{path}: ignored {', '.join(ignored)}")
     return config
 
@@ -84,7 +83,7 @@ def plan_files(
 ) -> ModelFiles:
     """What a model folder for a checkpoint with this config gets; nothing is written yet.
 
-    Special tokens' ids and sampling defaults come from `config.json` or `generation_config.json`. Tells `say` of
+    Special tokens' ids and sampling defaults come from `generation_config.json` or `config.json`. Tells `say` of
     fields that are ignored. Raises `GeckoError` for an invalid config, an unknown template, or a tokenizer with more
     ids than the vocabulary.
     """
@@ -92,13 +91,6 @@ def plan_files(
         raise GeckoError(f"unknown conversation template {conv_template!r}; expected one of {', '.join(TEMPLATES)}")
     config = read_model_config(config_or_folder, say)
     path = _config_path(config_or_folder)
-    special: dict[str, Any] = {}
-    for file in (path, path.parent / "generation_config.json"):
-        if file.is_file():
-            fields = read_json(file)
-            for key in GENERATION_FIELDS:
-                if fields.get(key) is not None:
-                    special.setdefault(key, fields[key])
     files = [name for name in TOKENIZER_FILES if (path.parent / name).is_file()]
     if TOKENIZER in files:
         Tokenizer(path.parent, config.vocab_size)
@@ -109,7 +101,7 @@ def plan_files(
         vocab_size=config.vocab_size,
         tokenizer_files=files,
         conv_template=TEMPLATES[conv_template],
-        **special,
+        **read_generation(path, config.vocab_size),
     )
     return ModelFiles(config, chat_config, path.parent)
 

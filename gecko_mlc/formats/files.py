@@ -44,6 +44,11 @@ def check_file(path: Path) -> int:
     return state.st_size
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is that of a file in a folder: it leads nowhere else."""
+    return "\0" not in name and len(name) <= 255 and name == Path(name).name and name not in ("", ".", "..")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -63,6 +68,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise GeckoError(f"{path}: not JSON: {error}") from None
 
 
+class _Constant(str):
+    """What Python writes for a number that JSON has not: NaN, Infinity or -Infinity."""
+
+
 def parse_json(text: str, name: object) -> dict[str, Any]:
     """The object in a JSON text, of what `name` says.
 
@@ -76,13 +85,14 @@ def parse_json(text: str, name: object) -> dict[str, Any]:
             keys = [key for key, _ in pairs]
             twice = sorted({key for key in keys if keys.count(key) > 1})
             raise GeckoError(f"{name}: the key {twice[0]!r} is there twice")
+        for key, value in pairs:
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, _Constant):
+                    raise GeckoError(f"{name}: not JSON: {item} is no number, at {key[:80]!r}")
         return result
 
-    def no_number(constant: str) -> float:
-        raise GeckoError(f"{name}: not JSON: {constant} is no number")
-
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_number)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=_Constant)
     except RecursionError:
         raise GeckoError(f"{name}: nested too deep to be read") from None
     except ValueError as error:

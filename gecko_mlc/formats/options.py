@@ -64,7 +64,7 @@ def unknown_value(option: str, value: object, known: Sequence[str]) -> OptionErr
 def first_fault(error: ValidationError) -> tuple[str, str]:
     """The first field that is at fault, and what is wrong with it."""
     fault = error.errors()[0]
-    option = ".".join(map(str, fault["loc"]))
+    option = ".".join(str(part)[:80] for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return option, "no such option"
     reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")

@@ -8,6 +8,14 @@ from pydantic import ConfigDict, Field
 
 from gecko_mlc.formats.options import Options
 
+# Numbers as they are in files, too: no text that reads like one, and no truth value.
+Temperature = Annotated[float, Field(strict=True, ge=0.0, le=100.0)]
+TopK = Annotated[int, Field(strict=True, ge=0, le=2**24)]
+TopP = Annotated[float, Field(strict=True, gt=0.0, le=1.0)]
+MinP = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
+RepetitionPenalty = Annotated[float, Field(strict=True, gt=0.0, le=100.0)]
+Penalty = Annotated[float, Field(strict=True, ge=-100.0, le=100.0)]
+
 
 class Sampling(Options):
     """Sampling parameters; the device applies them in the order penalties, temperature, top-k, top-p,
@@ -19,10 +27,10 @@ class Sampling(Options):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 0.8
-    top_k: Annotated[int, Field(ge=0, le=2**24)] = 0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
-    presence_penalty: Annotated[float, Field(ge=-100.0, le=100.0)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-100.0, le=100.0)] = 0.0
+    temperature: Temperature = 0.8
+    top_k: TopK = 0
+    top_p: TopP = 0.95
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from typing import Annotated
+
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from gecko_mlc.formats.options import Options
+from gecko_mlc.formats.token_ids import token_ids
+
+# Every turn feeds the short ones. More characters than this are a slip, or meant to keep a machine busy.
+Short = Annotated[str, Field(max_length=2**12)]
+Long = Annotated[str, Field(max_length=2**18)]
+
+ROLES = ("user", "assistant")
 
 
 class Template(Options):
@@ -12,15 +21,22 @@ class Template(Options):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: str
-    system_template: str = "{system_message}"
-    system_message: str = ""
-    roles: dict[str, str] = Field(default_factory=lambda: {"user": "", "assistant": ""})
-    role_content_sep: str = ""
-    role_empty_sep: str = ""
-    seps: list[str] = Field(default_factory=lambda: [""], min_length=1, max_length=2)
-    stop_str: list[str] = Field(default_factory=list)
-    stop_token_ids: list[int] = Field(default_factory=list)
+    name: Short
+    system_template: Long = "{system_message}"
+    system_message: Long = ""
+    roles: dict[Short, Short] = Field(default_factory=lambda: dict.fromkeys(ROLES, ""))
+    role_content_sep: Short = ""
+    role_empty_sep: Short = ""
+    seps: list[Short] = Field(default_factory=lambda: [""], min_length=1, max_length=2)
+    stop_str: list[Short] = Field(default_factory=list, max_length=256)
+    stop_token_ids: Annotated[list[int], BeforeValidator(token_ids)] = Field(default_factory=list)
+
+    @field_validator("roles")
+    @classmethod
+    def _both_speak(cls, roles: dict[str, str]) -> dict[str, str]:
+        if missing := [role for role in ROLES if role not in roles]:
+            raise ValueError(f"should say what {' and '.join(missing)} are called")
+        return roles
 
 
 TEMPLATES = {

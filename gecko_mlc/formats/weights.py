@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.files import check_file, read_json, validated
+from gecko_mlc.formats.files import check_file, is_plain_name, read_json, validated
 
 TENSOR_CACHE = "tensor-cache.json"
 
@@ -129,7 +129,7 @@ def check_whole(folder: Path) -> None:
 
 def _shard_path(folder: Path, shard: ShardRecord) -> Path:
     name = shard.dataPath
-    if "\0" in name or len(name) > 255 or name != Path(name).name or name in ("", ".", ".."):
+    if not is_plain_name(name):
         raise GeckoError(f"{folder / TENSOR_CACHE}: dataPath {name[:80]!r} is not a plain file name")
     file = folder / name
     if not file.exists():

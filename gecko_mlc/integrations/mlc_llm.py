@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from gecko_mlc.config import GeckoConfig, validate_config
 from gecko_mlc.convert.chat_config import read_model_config
+from gecko_mlc.convert.generation import read_generation
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.files import read_json
 from gecko_mlc.formats.quantization import QUANTIZATIONS
 from gecko_mlc.formats.templates import TEMPLATES
 
@@ -47,9 +47,8 @@ class ModelConfig:
         Raises `GeckoError` when it is invalid, or says not which tokens are special: mlc_llm would write Llama's.
         """
         config = read_model_config(path)
-        files = [path, path.parent / "generation_config.json"]
-        fields = {key: value for file in files if file.is_file() for key, value in read_json(file).items()}
-        missing = [key for key in ("bos_token_id", "eos_token_id") if fields.get(key) is None]
+        fields = read_generation(path, config.vocab_size)
+        missing = [key for key in ("bos_token_id", "eos_token_id") if key not in fields]
         if missing:
             raise GeckoError(
                 f"{path}: {' and '.join(missing)} missing, where mlc_llm would write Llama's; say what they are, or"
