@@ -23,6 +23,9 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        # The last tokens, and how many characters of their text are out.
+        self._window: list[int] = []
+        self._out, self._pending = 0, False
         # Of the run of byte tokens that the text ends with: its characters, bytes that are held back, and whether it is
         # known not to be UTF-8.
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
@@ -105,6 +108,5 @@ class TextStream:
         window = before[max(end - CONTEXT, 0) : end]
         while window and self._tokenizer.decode(window).endswith(REPLACEMENT):
             window.pop()
-        # The last tokens, and how many characters of their text are out.
         self._window, self._out = window, len(self._tokenizer.decode(window))
         self._pending = False
