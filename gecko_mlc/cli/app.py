@@ -7,15 +7,11 @@ from collections.abc import Callable
 import typer
 
 from gecko_mlc import __version__
-from gecko_mlc.cli import bench, chat, compile, convert, evaluate, generate, info, logits, package
+from gecko_mlc.cli import bench, chat, evaluate, generate, info, logits
+from gecko_mlc.cli.making import add_making
 from gecko_mlc.cli.options import grouped
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "convert_weight": convert.convert_weight,
-    "gen_config": convert.gen_config,
-    "random_weight": convert.random_weight,
-    "compile": compile.compile,
-    "package": package.package,
     "generate": generate.generate,
     "chat": chat.chat,
     "bench": bench.bench,
@@ -32,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+add_making(app)
 for name, command in COMMANDS.items():
     app.command(name)(grouped(command))
 

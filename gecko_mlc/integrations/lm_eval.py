@@ -7,6 +7,7 @@ is the harness's own command, with this model in it; in Python, `import gecko_ml
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -22,7 +23,10 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
 except ModuleNotFoundError as error:
-    raise GeckoError(f"there is no {error.name} here: pip install 'gecko-mlc[lm-eval]'") from None
+    missing = f"there is no {error.name} here: pip install 'gecko-mlc[lm-eval]'"
+    if __name__ == "__main__":
+        sys.exit(f"error: {missing}")
+    raise GeckoError(missing) from None
 
 T = TypeVar("T")
 
@@ -143,4 +147,7 @@ def shown(items: Sequence[T], title: str, silent: bool) -> Iterable[T]:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except GeckoError as error:
+        sys.exit(f"error: {error}")

@@ -7,16 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
+import zipfile
 from importlib import resources
+from importlib.metadata import distribution, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from support.models import small_config
 
-from gecko_mlc.package.runtime import copy_model, total_bytes, write_runtime
+from gecko_mlc.cli import package as cli_package
+from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.package.requirements import fetch_wheels, oldest_python, requirements
+from gecko_mlc.package.runtime import copy_model, total_bytes, write_readme, write_runtime
 from gecko_mlc.targets import find
 
 
@@ -52,6 +56,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = source / "tiny"
     done = command("convert_weight", source / "config.json", "--source", source / "weights", "-o", output)
     assert done.returncode == 0, done.stderr
+    # What somebody left there, and another machine's library.
+    for other in ("notes.txt", "other.so"):
+        (output / other).write_text("of mine")
     return output
 
 
@@ -63,10 +70,10 @@ def package(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     environment = folder / "venv"
     venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
-    refused = re.compile(r"(apache_)?tvm(-|$)|gecko|__editable__|torch|nvidia|ziglang")
-    for installed in Path(sysconfig.get_path("purelib")).iterdir():
-        if not refused.match(installed.name) and installed.suffix != ".pth":
-            (packages / installed.name).symlink_to(installed)
+    for line in (folder / "tiny-package" / "requirements.txt").read_text().split():
+        files = distribution(line.partition("==")[0])
+        for top in {file.parts[0] for file in files.files or ()} - {"..", "__pycache__"}:
+            (packages / top).symlink_to(files.locate_file(top))
     return Package(folder / "tiny-package", environment / "bin" / "python")
 
 
@@ -77,20 +84,27 @@ def test_it_generates(package: Package) -> None:
     assert "20 out" in done.stderr
 
 
-def test_it_is_small_and_holds_no_compiler(package: Package) -> None:
+def test_it_is_small_and_holds_what_runs_alone(package: Package) -> None:
     files = {str(file.relative_to(package.folder)) for file in package.folder.rglob("*")}
-    assert not [file for file in files if re.search("libtvm_compiler|tvm/relax|gecko_mlc/(compile/|model|tir)", file)]
+    making = "libtvm_compiler|tvm/relax|gecko_mlc/(config|state|compile|model|tir|convert|package|demo|reference|integ)"
+    assert not [file for file in files if re.search(rf"{making}|cli/(compil|convert|package)", file)]
     assert {"tiny/cpu.so", "tiny/tokenizer.json", "python/tvm/NOTICE", "requirements.txt", "README.md"} <= files
+    assert not {"tiny/notes.txt", "tiny/other.so"} & files
     assert total_bytes(package.folder / "python") < 7e6
+
+
+@pytest.mark.parametrize(
+    "arguments", [["compile", "tiny", "-o", "x.so"], ["package", "tiny"], ["gen_config", "--help"]]
+)
+def test_what_makes_models_is_elsewhere(arguments: list[str], package: Package) -> None:
+    done = package.run(*arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {arguments[0]}: this package only runs models; all of gecko-mlc makes them\n"
 
 
 def test_it_says_what_it_is_and_is_not(package: Package) -> None:
     assert "none (this is the part of gecko-mlc that runs models)" in package.run("info").stdout
     assert "runs here" in package.run("info", "tiny/cpu.so").stdout
-    for arguments in (["compile", "tiny", "-o", "x.so"], ["chat", "gecko-demo"]):
-        done = package.run(*arguments)
-        assert done.returncode == 1
-        assert "this needs all of gecko-mlc, not a package" in done.stderr
     (package.folder / "tiny" / "cpu.so").rename(package.folder / "tiny" / "other.so")
     assert "no library for cpu in it, and nothing here to compile one" in package.run("chat", "tiny").stderr
     (package.folder / "tiny" / "other.so").rename(package.folder / "tiny" / "cpu.so")
@@ -101,14 +115,77 @@ def test_without_its_requirements(package: Package) -> None:
         [sys.executable, "-S", "-I", package.folder / "gecko-mlc"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert re.search(r"there is no typer; install it: .* -m pip install -r .*/requirements.txt", done.stderr)
+    venv = re.escape(str(package.folder / "venv"))
+    install = rf"\S+ -m venv {venv} && {venv}/bin/python -m pip install -r \S+/requirements.txt"
+    assert re.fullmatch(rf"error: there is no typer; install it: {install}\n", done.stderr)
+
+
+OLDER = """
+import sys
+sys.version_info = (3, 8, 0, "final", 0)
+exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), {"__file__": sys.argv[1]})
+"""
+
+
+def test_with_an_older_python(package: Package) -> None:
+    launcher = str(package.folder / "gecko-mlc")
+    done = subprocess.run([sys.executable, "-c", OLDER, launcher], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: this needs Python 3\.\d+ or later; \S+ is 3\.8\n", done.stderr)
 
 
 def test_for_gpus_it_brings_tvms_cuda_side(tmp_path: Path) -> None:
-    write_runtime(tmp_path, find("cuda").player, "x86_64", ["tiny"])
+    write_runtime(tmp_path, [find("cuda").player, find("cpu").player])
     assert (tmp_path / "python/tvm/lib/libtvm_runtime_cuda.so").is_file()
-    assert "nvidia-cuda-runtime==13.*" in (tmp_path / "requirements.txt").read_text().splitlines()
+    assert [line for line in (tmp_path / "requirements.txt").read_text().split() if "cuda-runtime==13." in line]
     assert total_bytes(tmp_path) < 10e6
+
+
+def test_requirements_are_pinned_to_what_runs_here() -> None:
+    lines = requirements([find("cpu").player])
+    assert f"numpy=={version('numpy')}" in lines
+    # What is needed by what is needed.
+    assert f"pydantic-core=={version('pydantic_core')}" in lines
+    assert all(re.fullmatch(r"[a-z0-9-]+==\S+", line) for line in lines)
+    assert not [line for line in lines if re.match("apache-tvm=|torch|pytest|gecko", line)]
+    assert (3, 10) <= oldest_python(lines) <= sys.version_info[:2]
+
+
+def wheel(folder: Path, requirement: str) -> None:
+    """An empty package that a requirement names."""
+    name, _, number = requirement.partition("==")
+    name = name.replace("-", "_")
+    info = f"{name}-{number}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{number}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+
+
+def test_it_installs_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With wheels as pip finds them where the package is made; the command is its README's."""
+    package, index = tmp_path / "package", tmp_path / "index"
+    index.mkdir()
+    cpu = find("cpu").player
+    write_runtime(package, [cpu])
+    lines = (package / "requirements.txt").read_text().splitlines()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    with pytest.raises(GeckoError, match=rf"--wheels: pip could not fetch .*: .*{lines[0]}"):
+        fetch_wheels(package)
+    for line in lines:
+        wheel(index, line)
+    fetch_wheels(package)
+    assert len(list((package / "wheels").iterdir())) == len(lines)
+    write_readme(package, {"cpu": cpu}, "x86_64", ["tiny"])
+    (install,) = re.findall(r"pip (install .*)", (package / "README.md").read_text())
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    command = [sys.executable, "-m", "pip", *install.split(), "--target", str(tmp_path / "installed"), "--no-compile"]
+    done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "installed").glob("*.dist-info"))) == len(lines)
 
 
 def test_weights_can_stay_behind(model: Path, tmp_path: Path) -> None:
@@ -116,12 +193,37 @@ def test_weights_can_stay_behind(model: Path, tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"mlc-chat-config.json", "tokenizer.json"}
 
 
+def test_libraries_for_several_devices(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Architectures are the GPU's; what a GPU needs is brought."""
+    compiled = []
+
+    def compile_model(*arguments: Any, **options: Any) -> None:
+        compiled.append((arguments[1].name, arguments[4], arguments[5]))
+        arguments[1].touch()
+
+    monkeypatch.setattr(cli_package, "compile_model", compile_model)
+    for name, devices in {"list": ["cpu,cuda"], "repeated": ["cpu", "cuda", "cpu"]}.items():
+        compiled.clear()
+        cli_package.package([str(model)], tmp_path / name, devices, arch="sm_80")
+        assert compiled == [("cuda.so", "cuda", "sm_80"), ("cpu.so", "cpu", None)]
+        assert (tmp_path / name / "tiny" / "cuda.so").is_file()
+        assert "nvidia-cuda-runtime" in (tmp_path / name / "requirements.txt").read_text()
+        assert "for cuda or cpu on Linux" in (tmp_path / name / "README.md").read_text()
+
+
 def test_what_cannot_be_packaged_leaves_nothing(model: Path, package: Package, tmp_path: Path) -> None:
     before = total_bytes(package.folder)
     done = command("package", model, "--device", "cpu", "-o", package.folder)
-    assert "there already; packages go into a new folder" in done.stderr
+    assert (done.returncode, "there already; packages go into a new folder" in done.stderr) == (1, True)
     assert total_bytes(package.folder) == before
-    done = command("package", model, "--device", "cuda", "--arch", "sm_1", "-o", tmp_path / "new")
-    assert "unknown architecture 'sm_1'" in done.stderr
-    assert "called tiny" in command("package", model, model, "--device", "cpu", "-o", tmp_path / "new").stderr
+    tiny = str(model)
+    wrong: list[tuple[list[str], list[str], str | None, str]] = [
+        ([tiny], ["cuda"], "sm_1", "unknown architecture 'sm_1'"),
+        ([tiny], ["cpu,gpu"], None, "unknown target 'gpu'"),
+        ([tiny, tiny], ["cpu"], None, "called tiny"),
+        ([tiny, "nothing"], ["cpu"], None, "nothing: no such"),
+    ]
+    for models, devices, arch, message in wrong:
+        with pytest.raises(GeckoError, match=message):
+            cli_package.package(models, tmp_path / "new", devices, arch=arch)
     assert list(tmp_path.iterdir()) == []
