@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,15 @@ def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(GeckoError, match=r"no lm_eval\S* here: pip install 'gecko-mlc\[lm-eval\]'"):
         importlib.import_module("gecko_mlc.integrations.lm_eval")
+
+
+@pytest.mark.parametrize("missing", ["lm_eval", "mlc_llm"])
+def test_as_a_command_it_says_so_too(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (missing, f"{missing}.api", f"{missing}.api.model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
+    with pytest.raises(SystemExit, match=rf"error: there is no {missing}\S* here: "):
+        runpy.run_module(f"gecko_mlc.integrations.{missing}", run_name="__main__")
 
 
 class TemplateLM:
