@@ -107,7 +107,8 @@ def compile_library(
         if plan is not None:
             constants += _marked_constant("plan", PLAN_MARKER, dump_plan(plan))
         source.write_text(constants)
-        built.executable.export_library(str(temporary), fcompile=link, workspace_dir=folder, addons=[str(source)])
+        sources = [str(path) for path in (source, *target.sources)]
+        built.executable.export_library(str(temporary), fcompile=link, workspace_dir=folder, addons=sources)
         target.check(temporary, built)
         os.replace(temporary, output)
     return Compiled(metadata, built.kernels, target)

@@ -35,7 +35,7 @@ def linker(triple: str) -> Callable[..., None]:
         with tempfile.TemporaryDirectory() as cache:
             environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
             done = subprocess.run(
-                [*command, "-shared", "-fPIC", "-o", output, *objects, *(options or ()), "-lm"],
+                [*command, "-shared", "-fPIC", "-O2", "-pthread", "-o", output, *objects, *(options or ()), "-lm"],
                 capture_output=True,
                 text=True,
                 env=environment,

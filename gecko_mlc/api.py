@@ -23,6 +23,7 @@ from gecko_mlc.runtime.conversation import Conversation
 from gecko_mlc.runtime.generate.generation import Generation
 from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.model import Model
+from gecko_mlc.runtime.players.threads import check_threads
 from gecko_mlc.runtime.text.stream import TextStream
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
 from gecko_mlc.targets import find
@@ -50,20 +51,25 @@ def load_model(
     progress: Callable[[int, int], None] = lambda done, total: None,
     slots: int = 1,
     state_dtype: str | None = None,
+    threads: int | None = None,
 ) -> Model:
     """Load a model folder, or the demo by its name, with a library or one compiled for this machine.
 
     Without a library, `device` is what to compile for: cpu, cuda, or auto, this machine's GPU if it has one, and
     `slots` for how many streams at a time, and `state_dtype` what their keys and values are kept as (float32, float16,
-    bfloat16, or int8 for values alone); by default what the model's quantization says. `say` is told of work that
-    takes long, `progress` of bytes loaded and in all. Raises `GeckoError`, for values that cannot be before anything is
-    compiled or loaded.
+    bfloat16, or int8 for values alone); by default what the model's quantization says. On a CPU, at most
+    `threads` work at a time, by default one for each core that this process may use, and fewer while others are busy
+    there. `say` is told of work that takes long, `progress` of bytes loaded and in all. Raises `GeckoError`, for values
+    that cannot be before anything is compiled or loaded.
     """
     check_type("model", model, str, Path)
     check_type("model_lib", model_lib, str, Path, NoneType)
     check_type("slots", slots, int)
     if slots < 1:
         raise OptionError("slots", f"should be at least 1, got {slots}")
+    if threads is not None:
+        check_type("threads", threads, int)
+        check_threads(threads)
     if device != "auto":
         find(device)
     if state_dtype is not None and state_dtype not in STATE_DTYPES:
@@ -72,4 +78,4 @@ def load_model(
         raise GeckoError(f"{model_lib} is compiled already: its state dtype cannot be chosen, only with `compile`")
     folder = model_folder(str(model), say)
     library = Path(model_lib) if model_lib is not None else model_library(folder, device, say, slots, state_dtype)
-    return Model(folder, library, progress)
+    return Model(folder, library, progress, threads)

@@ -135,6 +135,7 @@ def _sources_digest() -> str:
     digest = hashlib.sha256()
     for package in ("gecko_mlc", "gecko_mlc.tir_kernels", "gecko_mlc.compile"):
         for location in importlib.import_module(package).__path__:
-            for file in sorted(Path(location).rglob("*.py")):
-                digest.update(file.read_bytes())
+            for file in sorted(Path(location).rglob("*.[cp]*")):
+                if file.suffix in (".py", ".c"):
+                    digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import StateTensor, TensorSpec
 from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.formats.weights import NUMPY_DTYPES
+from gecko_mlc.runtime.forks import mind_forks
 from gecko_mlc.runtime.interrupts import interrupts_later
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.runtime.players.player import Tensor
@@ -48,6 +49,7 @@ class Engine:
     def __init__(self, library: Library, parameters: Sequence[Tensor]) -> None:
         self.lock = threading.RLock()
         self.metadata, self.player = library.metadata, library.player
+        mind_forks(self)
         self.asynchronous, self.slots = self.player.asynchronous, self.metadata.max_batch_size
         self.chunk_size: int = self.metadata.config["chunk_size"]
         self.vocab_size: int = self.metadata.config["vocab_size"]

@@ -32,6 +32,7 @@ class Model:
         folder: Path,
         model_lib: Path,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        threads: int | None = None,
     ) -> None:
         self.folder, self.chat_config = folder, read_chat_config(folder)
         metadata = check_library(model_lib)
@@ -39,6 +40,7 @@ class Model:
         # The disk is busy while TVM and the library are loaded.
         with ParameterReader(folder, metadata.parameters) as reader:
             self.library = Library(model_lib)
+            self.library.player.threads = threads
             self.engine = Engine(self.library, reader.load(self.library.player, progress))
         self._tokenizer: Tokenizer | None = None
 

@@ -61,12 +61,13 @@ HOUSE = {
     # Running knows a library by its metadata.
     "runtime/__init__.py": "",
     "runtime/interrupts.py": "",
+    "runtime/forks.py": "",
     "runtime/devices": "gecko_mlc/cuda_toolkit.py",
     "runtime/state": "",
     "runtime/players": "gecko_mlc/cuda_toolkit.py runtime/interrupts.py runtime/devices runtime/state",
     "runtime/library.py": "runtime/players",
     "runtime/parameters.py": "runtime/players",
-    "runtime/engine.py": "runtime/interrupts.py runtime/players runtime/state runtime/library.py",
+    "runtime/engine.py": "runtime/interrupts.py runtime/forks.py runtime/players runtime/state runtime/library.py",
     "runtime/text": "",
     "runtime/generate": "runtime/state runtime/text",
     "runtime/model.py": """runtime/state runtime/library.py runtime/parameters.py runtime/engine.py runtime/text

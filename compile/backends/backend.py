@@ -45,6 +45,8 @@ class Backend(ABC):
 
     # The class whose methods launch the model's kernels.
     launches: ClassVar[type[Any]]
+    # C that is linked into libraries, beside the kernels.
+    sources: ClassVar[tuple[Path, ...]] = ()
     # What `compile` tells of each kernel, besides its launches.
     columns: ClassVar[tuple[str, ...]] = ()
 

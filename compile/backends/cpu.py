@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import tvm
 from tvm.target import codegen
@@ -41,6 +42,7 @@ class CPUBackend(Backend):
     """One CPU: this machine's, or one of a triple."""
 
     launches = CPULaunches
+    sources = (Path(__file__).with_name("threads.c"),)
 
     @classmethod
     def fits(cls, options: Options, installed: int | None) -> bool:

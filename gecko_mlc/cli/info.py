@@ -63,7 +63,7 @@ def machine_rows() -> list[tuple[str, str]]:
         ("python", platform.python_version()),
         ("cpu", host.cpu_name()),
         ("architecture", host.architecture()),
-        ("usable cores", str(host.usable_cores())),
+        ("usable cores", host.describe_usable_cores()),
     ]
     features = host.cpu_features()
     wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bf16", "avx512vnni", "neon", "dotprod")

@@ -6,7 +6,7 @@ A reader refuses another number, naming both and the command that mends it.
 from __future__ import annotations
 
 # Of a library: functions and their arguments, the state's meaning, the metadata's layout.
-ABI_VERSION = 4
+ABI_VERSION = 5
 # Of a launch plan.
 PLAN_VERSION = 1
 # Of a saved state.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from pathlib import Path
+
+from gecko_mlc.runtime.devices import cgroups
 
 # Linux's names of features, where they differ from LLVM's.
 _LINUX_NAMES = {
@@ -47,18 +50,38 @@ def architecture() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
+def processors() -> int:
+    """The processors of this machine."""
+    return os.cpu_count() or 1
+
+
 def usable_cores() -> int:
-    """Physical cores this process may run on; threads of one core share its vector unit."""
+    """Cores that this process may use at a time: physical ones that it may run on, as threads of one core share its
+    vector unit, and no more than the quota of its control group."""
+    cores, quota = _allowed_cores(), cgroups.processors()
+    return cores if quota is None else min(cores, math.ceil(quota))
+
+
+def describe_usable_cores() -> str:
+    """Their number, and what limits it."""
+    cores, quota = _allowed_cores(), cgroups.processors()
+    if quota is None or math.ceil(quota) >= cores:
+        return str(cores)
+    return f"{usable_cores()} (of {cores}, for a quota of {quota:g})"
+
+
+def _allowed_cores() -> int:
+    """Physical cores this process may run on."""
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    processors = os.sched_getaffinity(0)
+        return processors()
+    allowed = os.sched_getaffinity(0)
     cores = set()
-    for processor in processors:
+    for processor in allowed:
         topology = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
         try:
             cores.add(topology.read_text().strip())
         except OSError:
-            return len(processors)
+            return len(allowed)
     return len(cores)
 
 

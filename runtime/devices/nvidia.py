@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER, RUNTIME_LIBRARY, find_library
+from gecko_mlc.formats.errors import GeckoError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+# What the driver was told to begin in: it knows nothing of children.
+_process: int | None = None
 
 
 def driver_version() -> tuple[int, int] | None:
@@ -62,7 +67,16 @@ def _driver() -> Any:
 
 
 def _device(index: int) -> tuple[Any, ctypes.c_int] | None:
+    global _process
     driver, device = _driver(), ctypes.c_int()
-    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index):
+    if driver is None:
         return None
-    return driver, device
+    if _process not in (None, os.getpid()):
+        raise GeckoError(
+            "this process was forked after its parent had looked for GPUs, and can use none; start processes by the"
+            " method spawn, or choose the device cpu"
+        )
+    if driver.cuInit(0):
+        return None
+    _process = os.getpid()
+    return None if driver.cuDeviceGet(ctypes.byref(device), index) else (driver, device)

@@ -32,7 +32,7 @@ class _Copying(NamedTuple):
 class CUDAPlayer(TVMPlayer):
     """Plays a library with machine code for this machine's first NVIDIA GPU."""
 
-    asynchronous, on_host = True, False
+    asynchronous, on_host, survives_fork = True, False, False
     tvm_libraries = (*TVMPlayer.tvm_libraries, tvm_runtime.CUDA_LIBRARY)
     requirements = ("nvidia-cuda-runtime",)
     needs = f"NVIDIA's driver for CUDA {MINIMUM_DRIVER[0]}"

@@ -25,10 +25,14 @@ class Player(ABC):
     asynchronous: ClassVar[bool] = True
     # Whether the device is the host: what it can do at most is measured differently.
     on_host: ClassVar[bool] = False
+    # Whether a process that is forked can go on with what its parent has loaded.
+    survives_fork: ClassVar[bool] = False
     # What a folder that runs elsewhere has to bring: TVM's libraries, packages from PyPI; and what it needs there.
     tvm_libraries: ClassVar[tuple[str, ...]] = ()
     requirements: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[str] = ""
+    # Of a player on the host: how many threads its calls have, by default one for each usable core.
+    threads: int | None = None
 
     @abstractmethod
     def __init__(self, path: Path, metadata: Metadata) -> None: ...

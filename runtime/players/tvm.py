@@ -15,13 +15,14 @@ from gecko_mlc.runtime.devices import host
 from gecko_mlc.runtime.devices.binaries import check_architecture, check_features
 from gecko_mlc.runtime.players import tvm_runtime
 from gecko_mlc.runtime.players.player import Player, Tensor
+from gecko_mlc.runtime.players.threads import LibraryThreads
 from gecko_mlc.runtime.state.arena import arena
 
 
 class TVMPlayer(Player):
     """Plays a shared library on the CPU. Others of TVM's devices are subclasses."""
 
-    asynchronous, on_host = False, True
+    asynchronous, on_host, survives_fork = False, True, True
     tvm_libraries: ClassVar[tuple[str, ...]] = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
     # TVM's name of the device.
     device: ClassVar[str] = "cpu"
@@ -38,6 +39,7 @@ class TVMPlayer(Player):
         except Exception as error:  # TVM and the dynamic linker raise many kinds.
             raise GeckoError(f"{path}: not a library of gecko-mlc: {str(error).strip().splitlines()[-1]}") from None
         self._functions = {name: self._machine[name] for name in functions_of(metadata.absorb_tile)}
+        self._threads = LibraryThreads(path)
 
     @classmethod
     def usable(cls) -> bool:
@@ -97,6 +99,7 @@ class TVMPlayer(Player):
 
     def play(self, functions: Sequence[str], inputs: Sequence[Tensor]) -> None:
         """See `Player`."""
+        self._threads.use(self.threads)
         for name in functions:
             parameters = self._parameters if name in PARAMETRIC_FUNCTIONS else ()
             self._functions[name](*inputs, *self._state, *parameters)

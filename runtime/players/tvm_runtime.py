@@ -9,19 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.runtime.devices import host, nvidia
+from gecko_mlc.runtime.devices import nvidia
 from gecko_mlc.runtime.interrupts import interrupts_later
 
 CUDA_LIBRARY = "libtvm_runtime_cuda.so"
 
 
 def load() -> Any:
-    """The module `tvm`, without its compiler unless something imported that before.
-
-    Kernels run on all usable cores, unless `TVM_NUM_THREADS` says otherwise.
-    """
-    # TVM's own default is half of the processors, on x86, whether they are threads or cores.
-    os.environ.setdefault("TVM_NUM_THREADS", str(host.usable_cores()))
+    """The module `tvm`, without its compiler unless something imported that before."""
     if "tvm" in sys.modules:
         return sys.modules["tvm"]
     variable = "TVM_USE_RUNTIME_LIB"
