@@ -16,6 +16,7 @@ import pytest
 
 # The compiler, before anything loads TVM's runtime alone.
 import tvm  # noqa: F401
+from hypothesis import HealthCheck, settings
 from support import no_skips
 from support.models import Golden, in_memory, load_golden, with_derived
 
@@ -30,6 +31,12 @@ from gecko_mlc.runtime.library import Library
 
 # Tests that run in the background, and what they start, would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# `--hypothesis-profile=long` tries many more examples than every run does, others each time, and keeps what fails.
+# The deadline is for what hangs, on a busy machine.
+settings.register_profile("default", derandomize=True, max_examples=40, deadline=20_000, database=None)
+settings.register_profile("long", max_examples=500, deadline=20_000, suppress_health_check=list(HealthCheck))
+settings.load_profile("default")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,8 +1,21 @@
 """The errors a user can do something about."""
 
+# Of a message, so much at its beginning and at its end.
+_SHOWN = 2000
+
 
 class GeckoError(Exception):
-    """Something about a file, an option or this machine is not as it must be; the message says what."""
+    """Something about a file, an option or this machine is not as it must be; the message says what.
+
+    It may quote what comes from anywhere: what a terminal would obey or cannot write is escaped, as `repr` does, and
+    what is endless is cut in its middle.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > 2 * _SHOWN:
+            text = f"{text[:_SHOWN]} … {text[-_SHOWN:]}"
+        return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class OptionError(GeckoError):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +21,13 @@ from gecko_mlc.formats.options import first_fault
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-# The largest real file is a tokenizer of some tens of megabytes.
-MAX_JSON_BYTES = 256 * 2**20
+# Of real files, the indexes of the largest models have some megabytes.
+MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_DEPTH = 64
+
+_TOO_DEEP = f"nested deeper than {MAX_JSON_DEPTH}"
+_TOO_LARGE = "an integer of more than 64 bits"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 # Git LFS has a small text that begins so in the place of a file that was not fetched.
@@ -55,11 +63,21 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises `GeckoError` naming the file when it is missing, too large or not UTF-8, and as `check_file` and `parse_json`
     do.
     """
+    return parse_json(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """The text in a JSON file, which nothing says of yet. Raises `GeckoError` as `read_json` does."""
     try:
         size = check_file(path)
+        if size <= MAX_JSON_BYTES:
+            with path.open("rb") as file:
+                data = file.read(MAX_JSON_BYTES + 1)
+            # It may have grown.
+            size = max(size, len(data))
         if size > MAX_JSON_BYTES:
             raise GeckoError(f"{path}: {size:,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
-        return parse_json(path.read_text(encoding="utf-8-sig"), path)
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise GeckoError(f"{path}: no such file") from None
     except OSError as error:
@@ -68,38 +86,59 @@ def read_json(path: Path) -> dict[str, Any]:
         raise GeckoError(f"{path}: not JSON: {error}") from None
 
 
-class _Constant(str):
-    """What Python writes for a number that JSON has not: NaN, Infinity or -Infinity."""
-
-
 def parse_json(text: str, name: object) -> dict[str, Any]:
-    """The object in a JSON text, of what `name` says.
+    """The object in a JSON text, of what `name` says, as `parse_json_value` reads it. Raises `GeckoError` naming it."""
+    value = parse_json_value(text, name)
+    if not isinstance(value, dict):
+        raise GeckoError(f"{name}: expected a JSON object, found {type(value).__name__}")
+    return value
 
-    Raises `GeckoError` naming it when the text is nested too deep, holds a key twice, a number that JSON has not
-    (NaN), or is no object.
+
+def parse_json_value(text: str, name: object) -> Any:
+    """The value in a JSON text, of what `name` says.
+
+    Raises `GeckoError` naming it, and the place, when the text is nested too deep, holds a key twice, a number that
+    JSON has not (NaN) or that no program is sure to hold, or half of a surrogate pair.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise GeckoError(f"{name}: the key {twice[0]!r} is there twice")
-        for key, value in pairs:
-            for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, _Constant):
-                    raise GeckoError(f"{name}: not JSON: {item} is no number, at {key[:80]!r}")
+            twice = min(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise GeckoError(f"{name}: the key {twice!r} is there twice")
         return result
 
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=_Constant)
+        value = json.loads(text, object_pairs_hook=unique)
     except RecursionError:
-        raise GeckoError(f"{name}: nested too deep to be read") from None
-    except ValueError as error:
+        raise GeckoError(f"{name}: {_TOO_DEEP}") from None
+    except json.JSONDecodeError as error:
         raise GeckoError(f"{name}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise GeckoError(f"{name}: expected a JSON object, found {type(value).__name__}")
+    except ValueError:  # Python has a limit of its own to the digits that it reads.
+        raise GeckoError(f"{name}: {_TOO_LARGE}") from None
+    _check(value, name, ())
     return value
+
+
+def _check(value: Any, name: object, place: tuple[Any, ...]) -> None:
+    """Raises `GeckoError` for what no JSON should have: it would make a fault of its own later, or when it is told."""
+    fault = None
+    if isinstance(value, dict | list):
+        if len(place) == MAX_JSON_DEPTH:
+            raise GeckoError(f"{name}: {_TOO_DEEP}")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check(key, name, place)
+            _check(item, name, (*place, key))
+    elif isinstance(value, str):
+        if _SURROGATE.search(value):
+            fault = "a lone surrogate, which is no character"
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            fault = f"not JSON: {json.dumps(value)} is no number"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        fault = _TOO_LARGE
+    if fault:
+        raise GeckoError(f"{name}: {fault}" + (f", at {'.'.join(map(str, place))}" if place else ""))
 
 
 def validated(schema: type[Schema], value: dict[str, Any], name: object) -> Schema:

@@ -192,6 +192,11 @@ class GroupLayout(BaseModel):
         spans = -(-self.quantization.groups(inputs) // self.span(inputs))
         return -(-outputs // self.lanes), spans * self.span_words(inputs)
 
+    def gives(self, shape: tuple[int, ...], dtype: str, outputs: int, inputs: int) -> bool:
+        """Whether a matrix [out, in] has this shape and dtype in memory: what a file says of itself may be nonsense."""
+        sound = 1 <= self.lanes <= 16 and min(self.quantization.group_size, outputs, inputs) >= 1
+        return sound and (self.dtype, self.shape(outputs, inputs)) == (dtype, shape)
+
     def pack(self, q_weight: np.ndarray, q_scale: np.ndarray, inputs: int) -> np.ndarray:
         """The matrix in memory of what files hold; outputs beyond the last are zeros."""
         words = q_weight if self._as_in_files else self._recode(q_weight)

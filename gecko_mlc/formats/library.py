@@ -5,17 +5,17 @@ Pure data, no TVM.
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.files import check_file
+from gecko_mlc.formats.files import MAX_JSON_BYTES, check_file, parse_json, validated
 from gecko_mlc.formats.group_quantization import GroupLayout, GroupQuantization
+from gecko_mlc.formats.launches import DTYPE_BYTES
 from gecko_mlc.formats.versions import ABI_VERSION
 from gecko_mlc.targets import find
 
@@ -79,14 +79,20 @@ def functions_of(absorb_tile: int | None) -> dict[str, tuple[Input, ...]]:
     return {name: inputs for name, inputs in FUNCTIONS.items() if name != "absorb" or absorb_tile is not None}
 
 
+_Dtype = Annotated[str, Field(pattern=f"^({'|'.join(DTYPE_BYTES)})$")]
+_Extent = Annotated[int, Field(strict=True, ge=0, le=2**40)]
+_Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+_Bytes = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+
+
 class TensorSpec(BaseModel):
     """Name, shape and dtype of a parameter."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[_Extent, ...] = Field(max_length=8)
+    dtype: _Dtype
 
 
 def quantized_specs(name: str, outputs: int, inputs: int, group: GroupQuantization) -> tuple[TensorSpec, TensorSpec]:
@@ -102,9 +108,15 @@ class Parameter(TensorSpec):
     """A parameter as the functions take it. With a `layout` it is made when it is loaded, of a matrix [outputs, inputs]
     whose codes and scales are stored."""
 
-    outputs: int = 0
-    inputs: int = 0
+    outputs: _Extent = 0
+    inputs: _Extent = 0
     layout: GroupLayout | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Parameter:
+        if self.layout is not None and not self.layout.gives(self.shape, self.dtype, self.outputs, self.inputs):
+            raise ValueError("the layout gives another shape or dtype")
+        return self
 
     @property
     def elements(self) -> int:
@@ -182,7 +194,11 @@ class CUDATarget(TargetSpec):
 
 def _of_its_kind(target: Any) -> Any:
     """A target in JSON, by the class that its kind's entry names."""
-    return find(target["kind"]).spec.model_validate(target) if isinstance(target, dict) else target
+    if not isinstance(target, dict):
+        return target
+    if not isinstance(kind := target.get("kind"), str):
+        raise ValueError("the kind of the target is missing")
+    return find(kind).spec.model_validate(target)
 
 
 class Metadata(BaseModel):
@@ -196,16 +212,16 @@ class Metadata(BaseModel):
     quantization: str
     state_dtype: str
     target: Annotated[SerializeAsAny[TargetSpec], BeforeValidator(_of_its_kind)]
-    max_batch_size: int
-    prefill_chunk_size: int
+    max_batch_size: _Count
+    prefill_chunk_size: _Count
     # Tokens of a chunk after which `absorb` is called, before the last of them is decoded; prefill does it itself.
-    absorb_tile: int | None = None
+    absorb_tile: _Count | None = None
     parameters: tuple[Parameter, ...]
     state: tuple[StateTensor, ...]
     sampling_parameters: tuple[str, ...] = SAMPLING_PARAMETERS
-    recent_tokens: int = RECENT_TOKENS
+    recent_tokens: _Count = RECENT_TOKENS
     # Bytes of planned storage of each function.
-    workspace_bytes: dict[str, int]
+    workspace_bytes: dict[str, _Bytes]
     tvm_version: str
 
 
@@ -219,6 +235,8 @@ def marked_text(path: Path, marker: bytes) -> bytes:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             start = content.find(marker)
             end = content.find(b"\0", start)
+            if end - start > MAX_JSON_BYTES:
+                raise GeckoError(f"{path}: {end - start:,} bytes of metadata, expected at most {MAX_JSON_BYTES:,}")
             return content[start + len(marker) : end] if 0 <= start < end else b""
     except FileNotFoundError:
         raise GeckoError(f"{path}: no such library; `gecko-mlc compile` makes one") from None
@@ -238,11 +256,11 @@ def read_metadata(path: Path) -> Metadata:
         raise GeckoError(f"{path}: not a library of gecko-mlc, or not all of one: it holds no metadata")
     mend = "compile it again with `gecko-mlc compile`"
     try:
-        version = json.loads(text)["abi_version"]
-        if version != ABI_VERSION:
-            raise GeckoError(f"ABI version {version}, expected {ABI_VERSION}; {mend}")
-        return Metadata.model_validate_json(text)
+        value = parse_json(text.decode(), "its metadata")
+        if (version := value.get("abi_version")) != ABI_VERSION:
+            raise GeckoError(f"ABI version {version!r}, expected {ABI_VERSION}; {mend}")
+        return validated(Metadata, value, "its metadata")
     except GeckoError as error:
         raise GeckoError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError):
+    except UnicodeDecodeError:
         raise GeckoError(f"{path}: its metadata cannot be read, the file is damaged; {mend}") from None

@@ -69,10 +69,7 @@ class ParameterTensor(Tensor):
     @property
     def fits(self) -> bool:
         """Whether the layout of such a matrix, if there is one, has this shape."""
-        if (layout := self.layout) is None:
-            return True
-        sound = 1 <= layout.lanes <= 16 and min(layout.quantization.group_size, self.outputs, self.inputs) >= 1
-        return sound and (layout.dtype, layout.shape(self.outputs, self.inputs)) == (self.dtype, self.shape)
+        return self.layout is None or self.layout.gives(self.shape, self.dtype, self.outputs, self.inputs)
 
 
 class StateBuffer(Tensor):
