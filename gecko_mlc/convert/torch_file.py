@@ -137,7 +137,8 @@ def _load(file: Path) -> Any:
 
 def _harmless() -> list[Any]:
     """What training scripts keep beside a state_dict, and that does nothing when it is made."""
-    reconstruct, scalar = (value.__reduce__()[0] for value in (np.zeros(1), np.float64(0)))
+    values: tuple[Any, ...] = (np.zeros(1), np.float64(0))
+    reconstruct, scalar = (value.__reduce__()[0] for value in values)
     return [
         *(argparse.Namespace, pathlib.PosixPath, np.ndarray, np.dtype, reconstruct, scalar),
         *((made, f"numpy.core.multiarray.{made.__name__}") for made in (reconstruct, scalar)),

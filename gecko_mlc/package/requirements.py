@@ -44,7 +44,7 @@ def requirements(players: Iterable[type[Player]]) -> list[str]:
 def oldest_python(lines: Iterable[str]) -> tuple[int, int]:
     """The first version of Python that all of these requirements, and gecko-mlc, run on."""
     names = ["gecko-mlc", *(_name(line) for line in lines if _installed(line))]
-    least = [re.search(r">=\s*3\.(\d+)", metadata(name).get("Requires-Python") or "") for name in names]
+    least = [re.search(r">=\s*3\.(\d+)", str(metadata(name).json.get("requires_python"))) for name in names]
     return 3, max(int(found[1]) for found in least if found)
 
 

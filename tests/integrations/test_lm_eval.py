@@ -36,6 +36,7 @@ def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("missing", ["lm_eval", "mlc_llm"])
 def test_as_a_command_it_says_so_too(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, f"gecko_mlc.integrations.{missing}", raising=False)
     for name in (missing, f"{missing}.api", f"{missing}.api.model"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(sys, "argv", ["command", "--help"])
