@@ -41,7 +41,8 @@ def cema_coefficients(alpha: np.ndarray, delta: np.ndarray, theta: np.ndarray, g
     theta [D], gamma [D, N, 2]."""
 
     def sigmoid(x: np.ndarray) -> np.ndarray:
-        return 1.0 / (1.0 + np.exp(-x.astype(np.float64)))
+        with np.errstate(over="ignore"):  # Of what is infinite 0 is the logistic.
+            return np.asarray(1.0 / (1.0 + np.exp(-x.astype(np.float64))))
 
     components = alpha.shape[1]
     p = sigmoid(alpha)

@@ -16,7 +16,7 @@ from support.models import Golden, load_golden, random_parameters, small_config,
 
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.convert.checkpoint import open_checkpoint
-from gecko_mlc.convert.derived import derived_shapes
+from gecko_mlc.convert.derived import cema_coefficients, derived_shapes
 from gecko_mlc.convert.random import write_random_checkpoint
 from gecko_mlc.convert.tensors import Checkpoint, TensorType
 from gecko_mlc.convert.weights import convert_weights
@@ -171,6 +171,13 @@ def test_no_pickle_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             open_checkpoint(tmp_path / file)
         assert "weights_only" not in str(refused.value)
     assert not (tmp_path / "pickle-was-run").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_logistics_of_large_numbers_are_0_and_1() -> None:
+    large = np.array([[-1e30], [1e30]], np.float32)
+    p = cema_coefficients(large, large, large[:, 0], np.ones((2, 1, 2), np.float32))[2]
+    assert p.tolist() == [[0, 1]]
 
 
 def safetensors_file(header: object, data: bytes = b"", length: int | None = None) -> bytes:

@@ -76,6 +76,12 @@ def test_hostile_index(name: str, folder: Path) -> None:
         read_tensor_cache(folder)
 
 
+def test_a_shard_that_git_lfs_has_not_fetched(folder: Path) -> None:
+    (folder / "params_shard_0.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    with pytest.raises(GeckoError, match=r"params_shard_0.bin: a pointer of Git LFS .* `git lfs pull`"):
+        read_tensor_cache(folder)
+
+
 def test_truncated_shard(folder: Path) -> None:
     shard = folder / "params_shard_0.bin"
     shard.write_bytes(shard.read_bytes()[:-1])
