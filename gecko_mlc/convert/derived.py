@@ -41,12 +41,12 @@ def cema_coefficients(alpha: np.ndarray, delta: np.ndarray, theta: np.ndarray, g
     theta [D], gamma [D, N, 2]."""
 
     def sigmoid(x: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # Of what is infinite 0 is the logistic.
-            return np.asarray(1.0 / (1.0 + np.exp(-x.astype(np.float64))))
+        return 1.0 / (1.0 + np.exp(-x.astype(np.float64)))
 
     components = alpha.shape[1]
-    p = sigmoid(alpha)
-    modulus = np.exp(np.log1p(-p * sigmoid(delta)))
-    omega = np.arange(1, components + 1) * sigmoid(theta)[:, None] * (2.0 * np.pi / components)
+    with np.errstate(over="ignore", divide="ignore"):  # Of large numbers, whose logistics are 0 and 1.
+        p = sigmoid(alpha)
+        modulus = np.exp(np.log1p(-p * sigmoid(delta)))
+        omega = np.arange(1, components + 1) * sigmoid(theta)[:, None] * (2.0 * np.pi / components)
     parts = (modulus * np.cos(omega), modulus * np.sin(omega), p, gamma[..., 0], gamma[..., 1])
     return np.stack([part.T for part in parts]).astype(np.float32)
