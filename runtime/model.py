@@ -126,8 +126,8 @@ def check_fit(chat_config: ChatConfig, model_lib: Path, metadata: Metadata) -> N
     """Refuse a library of another model or quantization, naming what differs."""
     if metadata.quantization != chat_config.quantization:
         raise GeckoError(
-            f"{model_lib}: compiled for {metadata.quantization}, the model folder is"
-            f" {chat_config.quantization}; compile one with --quantization {chat_config.quantization}"
+            f"{model_lib}: compiled for {metadata.quantization}, the model folder is {chat_config.quantization}",
+            f"compile one with --quantization {chat_config.quantization}",
         )
     differing = [
         f"{key} {metadata.config.get(key)!r} instead of {value!r}"
@@ -136,5 +136,5 @@ def check_fit(chat_config: ChatConfig, model_lib: Path, metadata: Metadata) -> N
     ]
     if differing:
         raise GeckoError(
-            f"{model_lib}: compiled for another model: {', '.join(differing)}; compile one for this folder"
+            f"{model_lib}: compiled for another model: {', '.join(differing)}", "compile one for this folder"
         )

@@ -7,12 +7,17 @@ _SHOWN = 2000
 class GeckoError(Exception):
     """Something about a file, an option or this machine is not as it must be; the message says what.
 
-    It may quote what comes from anywhere: what a terminal would obey or cannot write is escaped, as `repr` does, and
-    what is endless is cut in its middle.
+    It ends with `making`: what mends it where models are made, which a package is not. It may quote what comes from
+    anywhere: what a terminal would obey or cannot write is escaped, as `repr` does, and what is endless is cut in its
+    middle.
     """
 
+    def __init__(self, message: str, making: str = "") -> None:
+        super().__init__(*filter(None, (message, making)))
+        self.message, self.making = message, making
+
     def __str__(self) -> str:
-        text = super().__str__()
+        text = "; ".join(self.args)
         if len(text) > 2 * _SHOWN:
             text = f"{text[:_SHOWN]} … {text[-_SHOWN:]}"
         return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

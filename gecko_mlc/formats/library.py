@@ -239,7 +239,7 @@ def marked_text(path: Path, marker: bytes) -> bytes:
                 raise GeckoError(f"{path}: {end - start:,} bytes of metadata, expected at most {MAX_JSON_BYTES:,}")
             return content[start + len(marker) : end] if 0 <= start < end else b""
     except FileNotFoundError:
-        raise GeckoError(f"{path}: no such library; `gecko-mlc compile` makes one") from None
+        raise GeckoError(f"{path}: no such library", "`gecko-mlc compile` makes one") from None
     except ValueError:  # An empty file.
         return b""
     except OSError as error:
@@ -258,9 +258,9 @@ def read_metadata(path: Path) -> Metadata:
     try:
         value = parse_json(text.decode(), "its metadata")
         if (version := value.get("abi_version")) != ABI_VERSION:
-            raise GeckoError(f"ABI version {version!r}, expected {ABI_VERSION}; {mend}")
+            raise GeckoError(f"ABI version {version!r}, expected {ABI_VERSION}", mend)
         return validated(Metadata, value, "its metadata")
     except GeckoError as error:
-        raise GeckoError(f"{path}: {error}") from None
+        raise GeckoError(f"{path}: {error.message}", error.making) from None
     except UnicodeDecodeError:
-        raise GeckoError(f"{path}: its metadata cannot be read, the file is damaged; {mend}") from None
+        raise GeckoError(f"{path}: its metadata cannot be read, the file is damaged", mend) from None

@@ -196,7 +196,7 @@ def parse_plan(text: str, name: object) -> Plan:
         raise GeckoError(f"{name}: a launch plan of {len(text):,} bytes, expected at most {MAX_PLAN_BYTES:,}")
     value = parse_json(text, name)
     if type(version := value.get("plan_version")) is not int or version != PLAN_VERSION:
-        raise GeckoError(f"{name}: plan version {version}, expected {PLAN_VERSION}; compile it again")
+        raise GeckoError(f"{name}: plan version {version}, expected {PLAN_VERSION}", "compile it again")
     plan = validated(Plan, value, name)
     try:
         _check_tables(plan)

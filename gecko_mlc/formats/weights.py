@@ -90,8 +90,8 @@ def read_tensor_cache(folder: Path) -> TensorCache:
         size = check_file(file)
         if size != shard.nbytes:
             raise GeckoError(
-                f"{file}: {size:,} bytes, expected {shard.nbytes:,}: the file is damaged or incomplete;"
-                " convert the weights again"
+                f"{file}: {size:,} bytes, expected {shard.nbytes:,}: the file is damaged or incomplete",
+                "convert the weights again",
             )
         end = 0
         for record in sorted(shard.records, key=lambda r: r.byteOffset):
@@ -133,7 +133,7 @@ def _shard_path(folder: Path, shard: ShardRecord) -> Path:
         raise GeckoError(f"{folder / TENSOR_CACHE}: dataPath {name[:80]!r} is not a plain file name")
     file = folder / name
     if not file.exists():
-        raise GeckoError(f"{file}: no such file; the model folder is incomplete, convert it again")
+        raise GeckoError(f"{file}: no such file; the model folder is incomplete", "convert it again")
     if file.resolve().parent != folder.resolve():
         raise GeckoError(f"{file}: leads out of the model folder")
     if shard.format != "raw-shard":

@@ -27,13 +27,13 @@ def check_architecture(path: Path) -> None:
     found, here = _ELF_MACHINES.get(code, f"machine {code}"), host.architecture()
     if found != here:
         raise GeckoError(
-            f"{path}: compiled for {found}, this machine is {here}; compile it with --host {here}-linux-gnu"
+            f"{path}: compiled for {found}, this machine is {here}", f"compile it with --host {here}-linux-gnu"
         )
     # The table of sections is the last thing in the file.
     (sections,) = struct.unpack_from("<Q", header, 40)
     entry_size, entries = struct.unpack_from("<HH", header, 58)
     if sections + entry_size * entries > size:
-        raise GeckoError(f"{path}: {size:,} bytes, the file is damaged or incomplete; compile it again")
+        raise GeckoError(f"{path}: {size:,} bytes, the file is damaged or incomplete", "compile it again")
 
 
 def check_features(path: Path, target: TargetSpec) -> None:
@@ -42,6 +42,6 @@ def check_features(path: Path, target: TargetSpec) -> None:
     missing = [name for name in target.features if available is not None and name not in available]
     if missing:
         raise GeckoError(
-            f"{path}: compiled for {target.mcpu}, but this CPU has no {', '.join(missing)};"
-            " compile it on this machine, or with --mcpu x86-64-v3"
+            f"{path}: compiled for {target.mcpu}, but this CPU has no {', '.join(missing)}",
+            "compile it on this machine, or with --mcpu x86-64-v3",
         )

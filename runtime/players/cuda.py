@@ -103,8 +103,8 @@ class CUDAPlayer(TVMPlayer):
         if not target.runs_on(capability):
             compiled = ", ".join(f"sm_{a}" for a in target.architectures)
             raise GeckoError(
-                f"{path}: compiled for {compiled}, this GPU ({nvidia.name()}) is sm_{capability};"
-                f" compile it with --arch sm_{capability}"
+                f"{path}: compiled for {compiled}, this GPU ({nvidia.name()}) is sm_{capability}",
+                f"compile it with --arch sm_{capability}",
             )
 
     def allocate(self, tensors: Sequence[TensorSpec]) -> list[Tensor]:
