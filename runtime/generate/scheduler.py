@@ -148,7 +148,7 @@ class Stream:
             return self.following
         stream = TextStream(self._tokenizer, [*self.prompt, *said])
         text = "".join(map(stream.push, drawn))
-        whole = not stream.pending
+        whole = not stream.unfinished
         begin = self._tokenizer.encode(text, special=True, begins=False)
         special = any(self._tokenizer.special_text(i) is not None for i in [*drawn, *begin])
         if special or not whole or not text or not self._follow.startswith(text):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.text.stop_strings import StopStrings
-from gecko_mlc.runtime.text.stream import TextStream
+from gecko_mlc.runtime.text.stream import REPLACEMENT, TextStream
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "interrupted"]
@@ -30,7 +30,7 @@ class Sequence:
     def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, before: Tokens[int] = ()) -> None:
         self._tokenizer, self._options = tokenizer, options
         self._stream, self._stops = TextStream(tokenizer, before), StopStrings(options.stop)
-        # The text that came with each token, and where in all text it ends: None within a character.
+        # The text that came with each token, and where in all text it ends: None within a character or a run of bytes.
         self._pieces: list[str] = []
         self._ends: list[int | None] = []
         self._length = self._settled = self._looked = 0
@@ -85,15 +85,17 @@ class Sequence:
     def _append(self, text: str) -> None:
         self._pieces.append(text)
         self._length += len(text)
-        self._ends.append(None if self._stream.pending else self._length)
+        self._ends.append(None if self._stream.unfinished else self._length)
 
     def _finish_character(self) -> str:
-        """The text that is certain when the last token's ends with it."""
+        """The text that is certain as no character goes on after the last token."""
         text = self._stream.finish()
         if self._pieces:
             self._pieces[-1] += text
             self._length += len(text)
-            self._ends[-1] = self._length
+            # What follows an answer must not become a part of its broken character: that is told as text.
+            if not self._pieces[-1].endswith(REPLACEMENT):
+                self._ends[-1] = self._length
         return self._stops.push(text)
 
     def _settle(self) -> None:

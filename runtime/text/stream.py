@@ -30,16 +30,16 @@ class TextStream:
         # known not to be UTF-8.
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._held, self._broken = 0, False
-        self._restart(tokenizer.plain(before[-2 * LONGEST_RUN :]))
+        self._restart([i for i in before[-2 * LONGEST_RUN :] if tokenizer.has_text(i)])
 
     @property
-    def pending(self) -> bool:
-        """Whether text is still to come of tokens that were pushed."""
-        return self._pending
+    def unfinished(self) -> bool:
+        """Whether the last tokens may be a part of a character that is not whole yet, or of a run of bytes."""
+        return self._pending or self._broken
 
     def push(self, token: int) -> str:
         """The text that became certain with `token`."""
-        if not self._tokenizer.plain([token]):
+        if not self._tokenizer.has_text(token):
             return ""
         byte = self._tokenizer.bytes.get(token)
         if byte is not None:
@@ -50,7 +50,9 @@ class TextStream:
         # It may be the beginning of a character.
         self._pending = text.endswith(REPLACEMENT)
         piece = self._give(text, len(text) - self._pending)
-        if len(self._window) >= 2 * CONTEXT:
+        if not self._pending and (last := self._tokenizer.decode([token])):
+            self._window, self._out = [token], len(last)
+        elif len(self._window) >= 2 * CONTEXT:
             del self._window[:-CONTEXT]
             self._out += len(self._tokenizer.decode(self._window)) - len(text)
         return broken + piece

@@ -79,10 +79,9 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def plain(self, ids: Sequence[int]) -> list[int]:
-        """Those of `ids` that `decode` does not leave out."""
-        known = self._tokenizer.id_to_token
-        return [i for i in ids if i not in self._special and known(i) is not None]
+    def has_text(self, token: int) -> bool:
+        """Whether `decode` does not leave `token` out, as it does those that are special or unknown."""
+        return token not in self._special and self._tokenizer.id_to_token(token) is not None
 
     def special_text(self, token: int) -> str | None:
         """What a special token is called, which `decode` leaves out; None of any other."""

@@ -65,8 +65,8 @@ class Letters:
     def encode(self, text: str, special: bool = False, begins: bool = True) -> list[int]:
         return [ord(c) % 53 for c in text]
 
-    def plain(self, ids: list[int]) -> list[int]:
-        return ids
+    def has_text(self, token: int) -> bool:
+        return True
 
     def special_text(self, token: int) -> str | None:
         return None

@@ -8,6 +8,7 @@ from typing import Any
 from gecko_mlc.formats.chat_config import ChatConfig
 from gecko_mlc.formats.templates import Template
 from gecko_mlc.runtime.model import Model
+from gecko_mlc.runtime.text.tokenizer import Tokenizer
 from support.tokens import END, ids, small_tokenizer
 
 TEMPLATE = Template(
@@ -16,10 +17,10 @@ TEMPLATE = Template(
 
 
 class FakeModel(Model):
-    """The small tokenizer's model; `template` is its conversation's."""
+    """A model with the small tokenizer or another; `template` is its conversation's."""
 
-    def __init__(self, engine: Any, template: Template = TEMPLATE) -> None:
-        self.folder, self.engine, self._tokenizer = Path("fake"), engine, small_tokenizer()
+    def __init__(self, engine: Any, template: Template = TEMPLATE, tokenizer: Tokenizer | None = None) -> None:
+        self.folder, self.engine, self._tokenizer = Path("fake"), engine, tokenizer or small_tokenizer()
         self.chat_config = ChatConfig(
             quantization="q0f32", config={}, vocab_size=300, conv_template=template, eos_token_id=ids(END)[0]
         )

@@ -155,6 +155,29 @@ def test_streams_in_a_batch_are_each_alone(asynchronous: bool) -> None:
     assert list(texts.values()) == alone
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_batch_that_is_left(asynchronous: bool) -> None:
+    """Where one stream's text is given out, other ones' tokens are drawn, and consumed, that were not read yet."""
+    for read in range(1, 40):
+        engine = FakeEngine([], VOCABULARY, asynchronous, slots=3)
+        owners = slots_of(engine)
+        streams = [
+            Stream(
+                owners.lease(), TOKENIZER, ids(*"x" * n), GenerationOptions(max_tokens=20, seed=n, stop=("\n\n", "END"))
+            )
+            for n in (1, 2, 3)
+        ]
+        texts = dict.fromkeys(range(3), "")
+        loop = run(streams)
+        for stream, text in itertools.islice(loop, read):
+            texts[streams.index(stream)] += text
+        loop.close()
+        for n, stream in enumerate(streams):
+            slot = stream.lease.slot
+            assert slot is not None
+            assert text_of([*engine.states[slot].seen, *stream.pending]) == "x" * (n + 1) + texts[n]
+
+
 def test_an_interrupted_prompt_was_never_there() -> None:
     """In the first prompt, or in a later one."""
     engine = FakeEngine(ids(*"ab"), VOCABULARY, chunk_size=4)

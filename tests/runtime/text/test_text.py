@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -81,6 +83,23 @@ def test_stop_strings(stops: list[str], pieces: list[str], text: str, found: boo
     matcher = StopStrings(stops)
     out = "".join([matcher.push(piece) for piece in pieces] + [matcher.finish()])
     assert (out, matcher.found) == (text, found)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("ab", min_size=1, max_size=5), max_size=3), st.lists(st.text("ab", max_size=3), max_size=12))
+def test_stop_strings_that_overlap(stops: list[str], pieces: list[str]) -> None:
+    """What is out is all that comes before the first of them, and never what may be of one."""
+    matcher, text, out = StopStrings(stops), "", ""
+    for piece in pieces:
+        out += matcher.push(piece)
+        text += piece
+        places = [text.find(stop) for stop in stops if stop in text]
+        if places:
+            assert (out, matcher.found) == (text[: min(places)], True)
+            return
+        held = max((n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
+        assert out == text[: len(text) - held]
+    assert (out + matcher.finish(), matcher.found) == (text, False)
 
 
 def test_a_turn_adds_only_what_is_new() -> None:
