@@ -81,7 +81,10 @@ class Tokenizer:
 
     def has_text(self, token: int) -> bool:
         """Whether `decode` does not leave `token` out, as it does those that are special or unknown."""
-        return token not in self._special and self._tokenizer.id_to_token(token) is not None
+        try:
+            return token not in self._special and self._tokenizer.id_to_token(token) is not None
+        except (OverflowError, TypeError):  # It is no id at all.
+            return False
 
     def special_text(self, token: int) -> str | None:
         """What a special token is called, which `decode` leaves out; None of any other."""

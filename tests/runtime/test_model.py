@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.fake_engine import FakeEngine
@@ -61,6 +62,13 @@ def test_a_continuation_goes_on_where_the_prompt_ends(kind: str) -> None:
     made.engine.script = script
     generation = made.generate("the king", GenerationOptions(max_tokens=len(script)))
     assert "the king" + "".join(generation) == "the king is dead"
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**30, 1.5, "a", None])
+def test_what_is_no_id_is_left_to_the_engine_to_refuse(wrong: Any) -> None:
+    made = model("llama-3", bos=True)
+    "".join(made.generate_ids([5, wrong], GenerationOptions(max_tokens=1)))
+    assert made.engine.states[0].seen == (5, wrong)
 
 
 def test_sampling_is_as_the_chat_config_says() -> None:
