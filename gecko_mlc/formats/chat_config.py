@@ -54,8 +54,8 @@ class ChatConfig(BaseModel):
     @field_validator("tokenizer_files")
     @classmethod
     def _in_the_folder(cls, names: list[str]) -> list[str]:
-        if strange := [name for name in names if not is_plain_name(name)]:
-            raise ValueError(f"should be names of files in the folder, {strange[0][:80]!r} is none")
+        if not all(map(is_plain_name, names)):
+            raise ValueError("should be names of files in the folder")
         return names
 
     def stop_tokens(self) -> frozenset[int]:

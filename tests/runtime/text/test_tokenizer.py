@@ -120,6 +120,12 @@ def test_threads_do_not_see_each_others_special_tokens() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("kind", ["roberta", "llama-2", "metaspace always", "metaspace first", "unigram"])
+def test_no_blank_within_a_stream(kind: str) -> None:
+    made = tokenizer(kind)
+    assert made.decode([*made.encode("the"), *made.encode("king", begins=False)]).strip() == "theking"
+
+
 def test_an_older_files_prefix(tmp_path: Path) -> None:
     """Of before its scheme had a name."""
     KINDS["metaspace always"]().save(str(tmp_path / "tokenizer.json"))
