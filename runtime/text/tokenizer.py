@@ -71,8 +71,10 @@ class Tokenizer:
     def with_beginning(self, ids: list[int], beginning: Sequence[int] = ()) -> list[int]:
         """The first `ids` of a stream after `beginning`, or else what the tokenizer's post-processor puts before a
         text, unless they begin so themselves."""
-        first = list(beginning) or self._beginning
-        return ids if ids[: len(first)] == first else [*first, *ids]
+        # The tokenizer's may say more than the one token that a config has room for.
+        first = self._beginning if set(beginning) <= set(self._beginning) else list(beginning)
+        there = next(n for n in range(len(first), -1, -1) if ids[:n] == first[len(first) - n :])
+        return [*first[: len(first) - there], *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tokenizer_kinds import BOS, END, EOS, EXACT, KINDS, tokenizer
+from tokenizers import processors
 
 from gecko_mlc.runtime.text.templates import Text
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
@@ -78,6 +79,21 @@ def test_a_stream_begins_once(kind: str) -> None:
     assert made.with_beginning([end, *ids], [end]) == [end, *ids]
     # Plain text that reads like it is none.
     assert made.with_beginning(made.encode(BOS), [end])[0] == end
+
+
+def test_a_beginning_of_several_tokens(tmp_path: Path) -> None:
+    """Of which a config names one, and a template perhaps the last."""
+    library = KINDS["llama-3"]()
+    first, second, other = (library.token_to_id(token) for token in (END, BOS, EOS))
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{END} {BOS} $A {EOS}", special_tokens=[(END, first), (BOS, second), (EOS, other)]
+    )
+    library.save(str(tmp_path / "tokenizer.json"))
+    made = Tokenizer(tmp_path)
+    for beginning in ([], [first], [second]):
+        for ids in ([5], [second, 5], [first, second, 5]):
+            assert made.with_beginning(ids, beginning) == [first, second, 5]
+    assert made.with_beginning([5], [other]) == [other, 5]
 
 
 @pytest.mark.parametrize("kind", ["llama-3", "llama-2"])
