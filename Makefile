@@ -26,7 +26,7 @@ $(VENV)/test: $(VENV)/demo
 	touch $@
 
 demo: $(VENV)/demo
-	$(BIN)/gecko-mlc generate gecko-demo --prompt "It was a bright morning, and the king" --max-tokens 120
+	$(BIN)/gecko-mlc generate gecko-demo --prompt "It was a bright morning, and the king" --max-tokens 120 --seed 0
 	$(BIN)/gecko-mlc bench gecko-demo --prompt-tokens 512 --decode-tokens 128 --repetitions 3
 
 test: $(VENV)/test

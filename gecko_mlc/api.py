@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType
 
 from gecko_mlc.cache import model_folder, model_library
+from gecko_mlc.formats.chat_config import read_chat_config
 from gecko_mlc.formats.errors import GeckoError, OptionError
 from gecko_mlc.formats.options import check_type, unknown_value
 from gecko_mlc.formats.quantization import STATE_DTYPES
@@ -52,6 +53,7 @@ def load_model(
     slots: int = 1,
     state_dtype: str | None = None,
     threads: int | None = None,
+    text: bool = False,
 ) -> Model:
     """Load a model folder, or the demo by its name, with a library or one compiled for this machine.
 
@@ -59,8 +61,9 @@ def load_model(
     `slots` for how many streams at a time, and `state_dtype` what their keys and values are kept as (float32, float16,
     bfloat16, or int8 for values alone); by default what the model's quantization says. On a CPU, at most
     `threads` work at a time, by default one for each core that this process may use, and fewer while others are busy
-    there. `say` is told of work that takes long, `progress` of bytes loaded and in all. Raises `GeckoError`, for values
-    that cannot be before anything is compiled or loaded.
+    there. `say` is told of work that takes long, `progress` of bytes loaded and in all. With `text` the
+    tokenizer is looked at before the long work, and not when text is first needed. Raises `GeckoError`, for values that
+    cannot be before anything is compiled or loaded.
     """
     check_type("model", model, str, Path)
     check_type("model_lib", model_lib, str, Path, NoneType)
@@ -77,5 +80,6 @@ def load_model(
     if model_lib is not None and state_dtype is not None:
         raise GeckoError(f"{model_lib} is compiled already: its state dtype cannot be chosen, only with `compile`")
     folder = model_folder(str(model), say)
+    tokenizer = Tokenizer(folder, read_chat_config(folder).vocab_size) if text else None
     library = Path(model_lib) if model_lib is not None else model_library(folder, device, say, slots, state_dtype)
-    return Model(folder, library, progress, threads)
+    return Model(folder, library, progress, threads, tokenizer)

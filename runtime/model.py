@@ -33,6 +33,7 @@ class Model:
         model_lib: Path,
         progress: Callable[[int, int], None] = lambda done, total: None,
         threads: int | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.folder, self.chat_config = folder, read_chat_config(folder)
         metadata = check_library(model_lib)
@@ -42,7 +43,7 @@ class Model:
             self.library = Library(model_lib)
             self.library.player.threads = threads
             self.engine = Engine(self.library, reader.load(self.library.player, progress))
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = tokenizer
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -13,12 +13,13 @@ def main() -> None:
     from gecko_mlc.cli.ending import ended
     from gecko_mlc.cli.interrupts import handle_signals
     from gecko_mlc.cli.streams import prepare_streams
+    from gecko_mlc.runtime.interrupts import interrupts_later
 
     prepare_streams()
     handle_signals()
     try:
-        from gecko_mlc.cli.app import app
-
+        with interrupts_later():
+            from gecko_mlc.cli.app import app
         try:
             app()
         finally:

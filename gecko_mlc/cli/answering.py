@@ -1,11 +1,35 @@
-"""What `generate` and `chat` share: what an answer took."""
+"""What `generate` and `chat` share: a model that is ready to talk, and an answer as it comes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from gecko_mlc.cli.loading import load
+from gecko_mlc.cli.options import RunOptions
+from gecko_mlc.cli.terminal import prompt_progress, show_arguments, write_text
 
 if TYPE_CHECKING:
-    from gecko_mlc.api import Generation
+    from gecko_mlc.api import Generation, GenerationOptions, Model
+
+
+def ready(model: str, running: RunOptions, wishes: dict[str, Any]) -> tuple[Model, GenerationOptions]:
+    """The model called `model`, and its options with `wishes`, of which what is wrong is said before the long work."""
+    from gecko_mlc.api import GenerationOptions
+
+    seed = GenerationOptions(**wishes).seed  # A random one, if need be.
+    show_arguments(model=model, **running._asdict(), **{**wishes, "seed": seed})
+    loaded = load(model, running, text=True)
+    return loaded, loaded.options(**{**wishes, "seed": seed})
+
+
+def write_answer(generation: Generation) -> None:
+    """An answer to standard output, as it comes."""
+    with prompt_progress() as generation.stream.progress:
+        first = next(generation, "")
+    write_text(first)
+    for text in generation:
+        write_text(text)
+    write_text("\n")
 
 
 def speed_line(generation: Generation) -> str:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gecko_mlc.cli.answering import speed_line
+from gecko_mlc.cli.answering import ready, speed_line, write_answer
 from gecko_mlc.cli.interrupts import interruptible
-from gecko_mlc.cli.loading import load
 from gecko_mlc.cli.options import ModelArgument, RunOptions, SamplingOptions, SeedOption
-from gecko_mlc.cli.terminal import console, show_arguments, write_text
-from gecko_mlc.formats.errors import OptionError
+from gecko_mlc.cli.streams import utf8, utf8_argument
+from gecko_mlc.cli.terminal import console
+from gecko_mlc.formats.errors import GeckoError, OptionError
 from gecko_mlc.formats.options import unknown_option
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MAX_TOKENS = 512
 
 def chat(
     model: ModelArgument,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     sampling: SamplingOptions = SamplingOptions(),
     running: RunOptions = RunOptions(),
 ) -> None:
@@ -42,9 +42,7 @@ def chat(
     """
     from gecko_mlc.api import Conversation
 
-    show_arguments(model=model, **running._asdict(), seed=seed)
-    loaded = load(model, running)
-    options = loaded.options(**sampling.given(), seed=seed, max_tokens=MAX_TOKENS)
+    loaded, options = ready(model, running, {**sampling.given(), "max_tokens": MAX_TOKENS, "seed": seed})
     conversation = Conversation(loaded)
     if sys.stdin.isatty():
         console.print("/help lists the commands.", style="dim")
@@ -72,9 +70,7 @@ def chat(
         else:
             with interruptible() as interrupted:
                 generation = conversation.say(line, options, interrupted)
-                for text in generation:
-                    write_text(text)
-                write_text("\n")
+                write_answer(generation)
             if generation.finish_reason == "interrupted":
                 console.print("(stopped)", style="dim")
             last = speed_line(generation)
@@ -94,12 +90,20 @@ def _set(options: GenerationOptions, wish: str) -> GenerationOptions:
         if name not in settings:
             raise unknown_option(name, list(settings))
         if equals:
-            options = options.model_copy(update={name: value})
+            options = options.model_copy(update={name: _number(value, type(settings[name]))})
     except OptionError as error:
         console.print(f"/set {wish.strip()}: {error.reason}")
         return options
     console.print(f"{name}={_settings(options)[name]}")
     return options
+
+
+def _number(text: str, kind: type[int] | type[float]) -> int | float | str:
+    """What the text says, or the text itself, of which will be said that it is no number."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def _settings(options: GenerationOptions) -> dict[str, float]:
@@ -108,11 +112,16 @@ def _settings(options: GenerationOptions) -> dict[str, float]:
 
 
 def _lines() -> Iterator[str]:
-    """The user's lines: edited at a terminal, read as they are from a pipe."""
-    if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield line.rstrip("\n")
-        return
+    """The user's lines that are text: edited at a terminal, read as they are from a pipe."""
+    for line in _typed() if sys.stdin.isatty() else sys.stdin.buffer:
+        try:
+            yield utf8(line, "this line") if isinstance(line, bytes) else utf8_argument(line, "this line")
+        except GeckoError as error:
+            console.print(str(error))
+
+
+def _typed() -> Iterator[str]:
+    """Lines as they are edited at a terminal. Ctrl-C empties one, and leaves where there is nothing to lose."""
     from prompt_toolkit import PromptSession
 
     session: PromptSession[str] = PromptSession()
@@ -120,6 +129,7 @@ def _lines() -> Iterator[str]:
         try:
             yield session.prompt("> ")
         except KeyboardInterrupt:
-            continue
+            if not session.default_buffer.text:
+                raise
         except EOFError:
             return

@@ -59,7 +59,7 @@ def evaluate(
         loaded = load(model, running)
         other = None
         if baseline is not None:
-            other = load(baseline, RunOptions(baseline_lib, running.device), "loading the baseline")
+            other = load(baseline, running._replace(model_lib=baseline_lib, state_dtype=None), "loading the baseline")
         size = text_bytes(file)
         with interruptible() as interrupted, byte_progress("measuring") as progress:
             report = measure(loaded, read_blocks(file, text), other, interrupted, lambda done: progress(done, size))

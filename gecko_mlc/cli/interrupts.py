@@ -13,6 +13,8 @@ _pressed = False
 def handle_signals() -> None:
     """Ctrl-C raises `KeyboardInterrupt`, as always, and is remembered: what it raises is lost where it comes in the
     middle of a destructor, or of a callback of an import. Other wishes to end are exits, so that nothing is left."""
+    global _pressed
+    _pressed = False
 
     def press(signum: int, frame: FrameType | None) -> None:
         global _pressed

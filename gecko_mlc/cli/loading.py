@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from gecko_mlc.api import Model
 
 
-def load(model: str, running: RunOptions, title: str = "loading") -> Model:
-    """The model called `model`, run as the options say; it is compiled first where that is needed."""
+def load(model: str, running: RunOptions, title: str = "loading", text: bool = False) -> Model:
+    """The model called `model`, run as the options say; it is compiled first where that is needed. With `text` it has a
+    tokenizer."""
     from gecko_mlc.api import load_model
 
     with byte_progress(title) as progress:
-        return load_model(model, running.model_lib, running.device, say, progress, state_dtype=running.state_dtype)
+        return load_model(model, say=say, progress=progress, text=text, **running._asdict())

@@ -44,8 +44,10 @@ OverridesOption = Annotated[
     str,
     typer.Option("--overrides", help='"max_batch_size=4;prefill_chunk_size=512": slots, and tokens a piece.'),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="The most tokens to generate.")]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", help="The same seed gives the same text; by default a random one, which is shown."),
+]
 
 
 class RunOptions(NamedTuple):
@@ -64,6 +66,10 @@ class RunOptions(NamedTuple):
         ),
     ] = AUTO
     state_dtype: StateDtypeOption = None
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", "-t", help="On a CPU: how many work at a time, at most; by default one for a core."),
+    ] = None
 
 
 class SamplingOptions(NamedTuple):

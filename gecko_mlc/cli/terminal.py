@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from rich.progress import (
 
 from gecko_mlc.cli.interrupts import raise_lost_interrupt
 
+# Seconds after which one would like to know how long something takes.
+WONDERING = 0.5
 # Texts may hold what rich would take for markup.
 console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 results = Console(highlight=False, markup=False, emoji=False)
@@ -45,7 +48,7 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_interactive,
     ) as progress:
         task = progress.add_task(title, total=None)
 
@@ -54,6 +57,33 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
 
         yield update
     raise_lost_interrupt()
+
+
+@contextmanager
+def prompt_progress() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over a prompt's tokens, read and in all, where that takes long enough to wonder."""
+    progress = Progress(
+        TextColumn("reading"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    begun, task = time.monotonic(), progress.add_task("reading", speed="")
+
+    def update(done: int, total: int) -> None:
+        seconds = time.monotonic() - begun
+        progress.update(task, completed=done, total=total, speed=f"{done / max(seconds, 1e-3):,.0f} tokens/s")
+        if done < total and seconds > WONDERING and console.is_interactive:
+            progress.start()
+
+    try:
+        yield update
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def write_text(text: str) -> None:

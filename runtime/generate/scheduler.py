@@ -21,7 +21,8 @@ from gecko_mlc.runtime.text.tokenizer import Tokenizer
 class Stream:
     """A prompt and its answer in a lease's state.
 
-    `follow` is what comes after an answer, like a template's separator. Afterwards `pending` are ids that the state has
+    `follow` is what comes after an answer, like a template's separator. `progress`, where there is one, is told of the
+    prompt's tokens that are consumed, and of all. Afterwards `pending` are ids that the state has
     not seen of what was given out, and `following` those of `follow`.
     """
 
@@ -35,6 +36,7 @@ class Stream:
     ) -> None:
         self.lease, self.prompt, self.options = lease, prompt, options
         self.sequence = Sequence(tokenizer, options, prompt)
+        self.progress: Callable[[int, int], None] | None = None
         self.pending: list[int] = []
         self.following = tokenizer.encode(follow, special=True, begins=False)
         self.prefill_seconds = self.decode_seconds = 0.0
@@ -68,6 +70,10 @@ class Stream:
                 return False
             with self.lease as slot:
                 engine.extend(slot, self.prompt[start : start + size])
+                if self.progress is not None:
+                    engine.synchronize()
+            if self.progress is not None:
+                self.progress(min(start + size, len(self.prompt)), len(self.prompt))
         with self.lease as slot:
             engine.synchronize()
         self._answering = True

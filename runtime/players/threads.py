@@ -6,8 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.options import OptionError
+from gecko_mlc.formats.errors import GeckoError, OptionError
 from gecko_mlc.runtime.devices import host
 
 VARIABLE = "TVM_NUM_THREADS"

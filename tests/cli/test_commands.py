@@ -1,73 +1,24 @@
-"""The command line as its users run it, in processes of its own."""
+"""The command line as its users run it, its folders and libraries, and what it measures."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import IO, NamedTuple
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from support.commands import Done, finish, start
 from support.models import Golden, load_golden
 
-from gecko_mlc.cli import main
 from gecko_mlc.runtime.devices import nvidia
-
-COMMAND = [sys.executable, "-m", "gecko_mlc"]
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture(scope="module")
-def gecko(home: Path) -> Callable[..., Done]:
-    """Run a command in a process of its own."""
-
-    def run(*arguments: str | Path, text: str = "", **environment: str) -> Done:
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            input=text,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "GECKO_MLC_HOME": str(home), **environment},
-            timeout=300,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    return run
-
-
-@pytest.fixture
-def inside(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Run a command in this process, which has imported everything already."""
-
-    def run(*arguments: str | Path) -> Done:
-        monkeypatch.setenv("GECKO_MLC_HOME", str(home))
-        monkeypatch.setattr(sys, "argv", ["gecko-mlc", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return Done(code if isinstance(code, int) else 0, *capfd.readouterr())
-
-    return run
 
 
 class Prepared:
@@ -265,152 +216,6 @@ def test_ctrl_c_in_eval_says_what_was_measured(home: Path) -> None:
     report = json.loads(out)
     assert not report["complete"]
     assert 0 < report["bytes"] < 135_000
-
-
-def test_the_demo_speaks_english(gecko) -> None:  # type: ignore[no-untyped-def]
-    """Readable words, the same for the same seed, others for another, and nothing else on standard output."""
-    prompt = ["generate", "gecko-demo", "--prompt", "And the king said unto", "--max-tokens", "100"]
-    first = gecko(*prompt, "--seed", "5")
-    assert first.returncode == 0, first.stderr
-    words = [word.strip(",.;:!?") for word in first.stdout.lower().split()]
-    common = {"the", "of", "and", "to", "in", "that", "his", "he", "was", "it", "is", "for", "not", "with", "be"}
-    assert len(words) > 50
-    assert sum(word in common for word in words) > 0.2 * len(words), first.stdout
-    assert gecko(*prompt, "--seed", "5").stdout == first.stdout
-    assert gecko(*prompt, "--seed", "6").stdout != first.stdout
-    greedy = gecko(*prompt, "--temperature", "0", "--stop", "the")
-    assert "the" not in greedy.stdout
-
-
-def test_chat_takes_turns_on_one_state(gecko) -> None:  # type: ignore[no-untyped-def]
-    lines = ["Who is there?", "/stats", "/set temperature=0", "/set temperature=nan", "/set", "/nonsense", "/help"]
-    lines += ["And now?", "/stats", "/reset", "/exit", ""]
-    done = gecko("chat", "gecko-demo", text="\n".join(lines))
-    assert done.returncode == 0, done.stderr
-    said = " ".join(done.stderr.split())
-    seen = [int(count.replace(",", "")) for count in re.findall(r"has seen ([\d,]+) tokens", said)]
-    assert 0 < seen[0] < seen[1]
-    assert "unknown command /nonsense" in said
-    assert "/set temperature=nan" in said
-    assert "forgotten" in said
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "x", "--temperature", "-1"], "--temperature"),
-        (["--prompt", "x", "--temperature", "nan"], "--temperature"),
-        (["--prompt", "x", "--top-p", "0"], "--top-p"),
-        (["--prompt", "x", "--top-k", "-5"], "--top-k"),
-        (["--prompt", "x", "--max-tokens", "0"], "--max-tokens"),
-    ],
-)
-def test_bad_generation_options(arguments: list[str], message: str, inside) -> None:  # type: ignore[no-untyped-def]
-    done = inside("generate", "gecko-demo", *arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stdout == ""
-
-
-def test_a_terminal_without_unicode(gecko) -> None:  # type: ignore[no-untyped-def]
-    done = gecko(
-        "generate",
-        "gecko-demo",
-        "-p",
-        "Ché",
-        "--max-tokens",
-        "5",
-        LANG="C",
-        LC_ALL="C",
-        PYTHONIOENCODING="ascii",
-        TERM="dumb",
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def start(home: Path, *arguments: str, stdin: IO[str] | int | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "GECKO_MLC_HOME": str(home)},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=60)
-    assert "Traceback" not in err
-    return out, err
-
-
-def test_ctrl_c_while_loading(home: Path) -> None:
-    process = start(home, "generate", "gecko-demo", "--prompt", "x", "--max-tokens", "1000000")
-    assert process.stderr is not None
-    process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    finish(process)
-    assert process.returncode == 130
-
-
-def test_a_ctrl_c_that_is_lost_counts_after_loading() -> None:
-    """As one that comes in the middle of a destructor."""
-    script = """
-import signal
-from gecko_mlc.cli.interrupts import handle_signals
-from gecko_mlc.cli.terminal import byte_progress
-
-class Pressed:
-    def __del__(self):
-        signal.raise_signal(signal.SIGINT)
-
-handle_signals()
-with byte_progress("loading"):
-    Pressed()
-    print("loaded", flush=True)
-print("went on")
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "loaded\n"
-    assert done.returncode == -signal.SIGINT
-
-
-def test_ctrl_c_in_prefill(home: Path, tmp_path: Path) -> None:
-    """A prompt that would take minutes."""
-    (tmp_path / "prompt").write_text("word " * 2_000_000)
-    with (tmp_path / "prompt").open() as prompt:
-        process = start(home, "generate", "gecko-demo", stdin=prompt)
-        time.sleep(10)
-        process.send_signal(signal.SIGINT)
-        out, err = finish(process)
-    assert out.strip() == ""
-    assert "interrupted" in err
-    assert process.returncode == 130
-
-
-def test_ctrl_c_in_decode_keeps_what_was_said(home: Path) -> None:
-    process = start(home, "generate", "gecko-demo", "--prompt", "And it came to pass", "--max-tokens", "1000000")
-    assert process.stdout is not None
-    begun = process.stdout.read(20)
-    process.send_signal(signal.SIGINT)
-    out, err = finish(process)
-    assert len(begun + out) >= 20
-    assert "interrupted" in err
-    assert process.returncode == 130
-
-
-def test_a_reader_that_goes_away(home: Path) -> None:
-    """`| head`: the command ends by itself, quietly."""
-    process = start(home, "generate", "gecko-demo", "--prompt", "And it came to pass", "--max-tokens", "1000000")
-    assert process.stdout is not None
-    process.stdout.read(10)
-    process.stdout.close()
-    process.stdout = None
-    _, err = process.communicate(timeout=60)
-    assert "Traceback" not in err
-    assert process.returncode != 0
 
 
 def test_every_command_has_help_with_an_example(inside) -> None:  # type: ignore[no-untyped-def]

@@ -25,7 +25,7 @@ def generate(model: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def chat(model: Any, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sys, "stdin", io.StringIO("x\n"))
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n")))
     run_command(model, patch, ["chat", "fake"])
 
 
