@@ -17,6 +17,7 @@ from gecko_mlc.cli.options import (
     LibraryQuantizationOption,
     OverridesOption,
     StateDtypeOption,
+    choice,
 )
 from gecko_mlc.cli.terminal import console, results
 from gecko_mlc.targets import names
@@ -32,11 +33,7 @@ def compile(
     state_dtype: StateDtypeOption = None,
     device: Annotated[
         str,
-        typer.Option(
-            "--device",
-            metavar="|".join((AUTO, *names())),
-            help="What to compile for; auto is this machine's GPU if it has one.",
-        ),
+        choice("device", (AUTO, *names()), "What to compile for; auto is this machine's GPU if it has one."),
     ] = AUTO,
     arch: ArchOption = None,
     host: Annotated[

@@ -23,7 +23,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="The most tokens to generate.")] = 256,
     seed: SeedOption = None,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.")
+        list[str] | None, typer.Option("--stop", metavar="<str>", help="Text that ends the answer; may be repeated.")
     ] = None,
     special: Annotated[
         bool, typer.Option("--special", help="Take what reads like a special token in the prompt as one.")

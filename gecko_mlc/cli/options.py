@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.quantization import QUANTIZATIONS
+from gecko_mlc.formats.options import unknown_value
+from gecko_mlc.formats.quantization import QUANTIZATIONS, STATE_DTYPES
 from gecko_mlc.targets import names
 
 AUTO = "auto"
+# In help; a longer one would be cut within a name where a terminal has 80 columns.
+LONGEST_FORM = 20
+
+
+def choice(option: str, values: Sequence[str], help: str) -> Any:
+    """An option that takes one of these values, in capitals or not."""
+
+    def check(context: typer.Context, value: str | None) -> str | None:
+        if value is None or context.resilient_parsing:
+            return value
+        for known in values:
+            if value.lower() == known.lower():
+                return known
+        raise unknown_value(option, value, values)
+
+    form = "|".join(values)
+    fits = len(form) <= LONGEST_FORM
+    help += "" if fits else f" One of {', '.join(values)}."
+    form = form if fits else "<str>"
+    return typer.Option(f"--{option}", metavar=form, help=help, callback=check, autocompletion=lambda: list(values))
+
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, or gecko-demo, the model that comes along.")
@@ -25,16 +47,16 @@ ConfigArgument = Annotated[
 ]
 StateDtypeOption = Annotated[
     str | None,
-    typer.Option(
-        "--state-dtype",
-        help="What a library that is compiled keeps keys and values as: float32, float16, bfloat16 or int8 (values"
-        " alone); by default what the quantization does.",
+    choice(
+        "state-dtype",
+        STATE_DTYPES,
+        "What a library that is compiled keeps keys and values as (int8: values alone); by default what the"
+        " quantization does.",
     ),
 ]
-QuantizationOption = Annotated[str, typer.Option("--quantization", help=f"One of {', '.join(QUANTIZATIONS)}.")]
+QuantizationOption = Annotated[str, choice("quantization", list(QUANTIZATIONS), "What weights are stored as.")]
 LibraryQuantizationOption = Annotated[
-    str | None,
-    typer.Option("--quantization", help="Like q4f16_1; by default the model folder's, or q0f32."),
+    str | None, choice("quantization", list(QUANTIZATIONS), "By default the model folder's, or q0f32.")
 ]
 ArchOption = Annotated[
     str | None,
@@ -42,7 +64,7 @@ ArchOption = Annotated[
 ]
 OverridesOption = Annotated[
     str,
-    typer.Option("--overrides", help='"max_batch_size=4;prefill_chunk_size=512": slots, and tokens a piece.'),
+    typer.Option("--overrides", help='Slots and tokens a piece, like "max_batch_size=4; prefill_chunk_size=512".'),
 ]
 SeedOption = Annotated[
     int | None,
@@ -59,10 +81,10 @@ class RunOptions(NamedTuple):
     ] = None
     device: Annotated[
         str,
-        typer.Option(
-            "--device",
-            metavar="|".join((AUTO, *names())),
-            help="Without --model-lib: what to run on; auto is this machine's GPU if it has one.",
+        choice(
+            "device",
+            (AUTO, *names()),
+            "Without --model-lib: what to run on; auto is this machine's GPU if it has one.",
         ),
     ] = AUTO
     state_dtype: StateDtypeOption = None
@@ -118,7 +140,7 @@ def parse_overrides(overrides: str, known: dict[str, int]) -> dict[str, int]:
     """MLC's `key=value;key=value` over the `known` keys and their defaults."""
     values = dict(known)
     for item in filter(None, overrides.split(";")):
-        key, _, text = item.partition("=")
+        key, _, text = (part.strip() for part in item.partition("="))
         if key not in known or not text.isdigit() or int(text) < 1:
             raise GeckoError(f"--overrides {item!r}: expected key=number with a key of {', '.join(known)}")
         values[key] = int(text)

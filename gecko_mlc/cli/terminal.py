@@ -13,7 +13,10 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    SpinnerColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -38,22 +41,33 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def step_progress() -> Iterator[Callable[[str], None]]:
+    """A spinner with the step of a long work that is being done, and the seconds since the first; "" ends it."""
+    spinner = SpinnerColumn("dots" if console.encoding.startswith("utf") else "line")
+    with _progress(spinner, TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
+        task = progress.add_task("", start=False)
+
+        def update(step: str) -> None:
+            progress.update(task, description=step)
+            if step:
+                progress.start_task(task)
+                progress.start()
+            else:
+                _erase(progress)
+
+        yield update
+
+
+@contextmanager
 def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar over bytes done and bytes in all, if that is known. A Ctrl-C that was lost counts at its end."""
-    with Progress(
-        TextColumn(title),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_interactive,
-    ) as progress:
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with _progress(*columns) as progress:
         task = progress.add_task(title, total=None)
 
         def update(done: int, total: int | None) -> None:
             progress.update(task, completed=done, total=total)
+            progress.start()
 
         yield update
     raise_lost_interrupt()
@@ -62,28 +76,33 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
 @contextmanager
 def prompt_progress() -> Iterator[Callable[[int, int], None]]:
     """A progress bar over a prompt's tokens, read and in all, where that takes long enough to wonder."""
-    progress = Progress(
-        TextColumn("reading"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    begun, task = time.monotonic(), progress.add_task("reading", speed="")
+    tokens, speed = "{task.completed:,.0f}/{task.total:,.0f} tokens", "{task.fields[speed]}"
+    columns = (TextColumn("reading"), BarColumn(), TextColumn(tokens), TextColumn(speed), TimeRemainingColumn())
+    with _progress(*columns) as progress:
+        begun, task = time.monotonic(), progress.add_task("reading", speed="")
 
-    def update(done: int, total: int) -> None:
-        seconds = time.monotonic() - begun
-        progress.update(task, completed=done, total=total, speed=f"{done / max(seconds, 1e-3):,.0f} tokens/s")
-        if done < total and seconds > WONDERING and console.is_interactive:
-            progress.start()
+        def update(done: int, total: int) -> None:
+            seconds = time.monotonic() - begun
+            progress.update(task, completed=done, total=total, speed=f"{done / max(seconds, 1e-3):,.0f} tokens/s")
+            if done < total and seconds > WONDERING:
+                progress.start()
 
-    try:
         yield update
+
+
+@contextmanager
+def _progress(*columns: ProgressColumn) -> Iterator[Progress]:
+    """What is shown once it is started, and erased at the end; nothing where it cannot be erased."""
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
+    try:
+        yield progress
     finally:
-        if progress.live.is_started:
-            progress.stop()
+        _erase(progress)
+
+
+def _erase(progress: Progress) -> None:
+    if progress.live.is_started:
+        progress.stop()
 
 
 def write_text(text: str) -> None:
