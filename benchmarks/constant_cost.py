@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gecko_mlc.api import load_model
-from gecko_mlc.cache import model_folder
+from gecko_mlc.models import model_folder
 from gecko_mlc.runtime.devices import host
 
 NEAR, FAR, CHUNKS, REPETITIONS = 1_000, 100_000, 4, 15

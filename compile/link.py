@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import errno
 import os
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
 from tvm.target import codegen
+
+from gecko_mlc.compile.hosts import host_triple
+from gecko_mlc.search_path import environment, package_folders, which
 
 
 def linker(triple: str) -> Callable[..., None]:
@@ -19,11 +20,12 @@ def linker(triple: str) -> Callable[..., None]:
     A compiler found on this machine links for itself; Zig's, from PyPI, for it and for every other one.
     Objects may be C sources. Raises `RuntimeError` naming both when neither is there.
     """
-    native = triple == codegen.llvm_get_system_triple() or _same_platform(triple)
-    if native and (compiler := os.environ.get("CC") or shutil.which("cc") or shutil.which("clang")):
+    here = codegen.llvm_get_system_triple()
+    native = triple == here or host_triple(triple) == host_triple(here)
+    if native and (compiler := os.environ.get("CC") or which("cc") or which("clang")):
         command = [compiler]
-    elif importlib.util.find_spec("ziglang") is not None:
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", _zig_target(triple)]
+    elif zig := package_folders("ziglang"):
+        command = [str(zig[0] / "zig"), "cc", "-target", host_triple(triple)]
     else:
         raise RuntimeError(
             f"nothing to link for {triple} with: install "
@@ -32,27 +34,20 @@ def linker(triple: str) -> Callable[..., None]:
         )
 
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None, **_: object) -> None:
-        with tempfile.TemporaryDirectory() as cache:
-            environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+        files = [os.path.abspath(file) for file in (output, *objects)]
+        # A folder of its own is the current one: linkers look there for libraries, too.
+        with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
-                [*command, "-shared", "-fPIC", "-O2", "-pthread", "-o", output, *objects, *(options or ()), "-lm"],
+                [*command, "-shared", "-fPIC", "-O2", "-pthread", "-o", *files, *(options or ()), "-lm"],
                 capture_output=True,
                 text=True,
-                env=environment,
+                cwd=folder,
+                env=environment(LC_ALL="C", ZIG_GLOBAL_CACHE_DIR=folder, ZIG_LOCAL_CACHE_DIR=folder),
                 check=False,
             )
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), output)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} could not link {output}:\n{done.stderr}")
 
     return link
-
-
-def _same_platform(triple: str) -> bool:
-    native = codegen.llvm_get_system_triple()
-    return triple.split("-")[0] == native.split("-")[0] and "linux" in triple and "linux" in native
-
-
-def _zig_target(triple: str) -> str:
-    """Zig leaves the vendor out of a triple: x86_64-unknown-linux-gnu is x86_64-linux-gnu."""
-    parts = triple.split("-")
-    return "-".join([parts[0], *parts[-2:]]) if len(parts) > 3 else triple

@@ -1,4 +1,7 @@
-"""From a model's name to files that run: the shipped demo unpacked, a library compiled, both cached."""
+"""What is made on this machine when it is first needed, and kept: the shipped demo's model folder, and libraries.
+
+Both are checked whenever they are used, and made again when they are not what was made.
+"""
 
 from __future__ import annotations
 
@@ -7,74 +10,94 @@ import importlib
 import importlib.util
 import json
 import lzma
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gecko_mlc import __version__
-from gecko_mlc.formats.chat_config import CHAT_CONFIG, read_chat_config
+from gecko_mlc.compile_process import Request, compile_in_process
+from gecko_mlc.formats.chat_config import read_chat_config
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.files import read_json
 from gecko_mlc.formats.library import read_metadata
 from gecko_mlc.formats.versions import VERSIONS
-from gecko_mlc.formats.weights import TENSOR_CACHE, check_whole
+from gecko_mlc.formats.weights import read_tensor_cache
+from gecko_mlc.home import home_folder, make_once
 from gecko_mlc.runtime.devices import host
-from gecko_mlc.targets import find, targets
+from gecko_mlc.targets import Target, find, targets
+from gecko_mlc.trust import check_trusted, is_trusted, sha256, trust
 
 DEMO = "gecko-demo"
-DEMO_QUANTIZATION = "q0f32"
+DEMO_TEMPLATE = "play"
+_DEMO_QUANTIZATION = "q0f32"
+# The sha256 of the demo's files, but for the shards, which have theirs in their index.
+_CONTENTS = "contents.json"
+
+Say = Callable[[str], None]
 
 
-def cache_folder() -> Path:
-    """Where prepared files are kept: `$GECKO_MLC_HOME`, or the user's cache folder."""
-    if home := os.environ.get("GECKO_MLC_HOME"):
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gecko_mlc"
+def demo_folder(say: Say = lambda text: None) -> Path:
+    """The model folder of the shipped demo, which is made when it is not there, or not whole."""
+    folder = home_folder() / "models" / f"{DEMO}-{_DEMO_QUANTIZATION}-MLC-{__version__}"
 
+    def make(path: Path) -> None:
+        if folder.exists():
+            say(f"{folder} is damaged or incomplete: unpacking {DEMO} again")
+        else:
+            say(f"unpacking {DEMO} into {folder}")
+        _unpack_demo(path)
 
-def model_folder(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
-    """The model folder called `name`; the shipped demo's is made when first needed."""
-    path = Path(name)
-    if path.is_dir():
-        check_whole(path)
-        if not (path / CHAT_CONFIG).is_file():
-            raise GeckoError(f"{path}: not a model folder (no {CHAT_CONFIG}); `gecko-mlc convert_weight` makes one")
-        return path
-    if name != DEMO:
-        raise GeckoError(f"{name}: no such model folder; {DEMO} is the model that comes along")
-    folder = cache_folder() / "models" / f"{DEMO}-{DEMO_QUANTIZATION}-MLC-{__version__}"
-    if not (folder / TENSOR_CACHE).is_file():
-        say(f"unpacking {DEMO} into {folder}")
-        unpack_demo(folder)
+    make_once(folder, lambda: _is_whole(folder), make, lambda: say(f"waiting for another process to unpack {DEMO}"))
     return folder
 
 
-def unpack_demo(folder: Path) -> None:
-    """Convert the shipped demo checkpoint into a model folder, which is there when it is whole."""
+def mend(folder: Path, say: Say) -> bool:
+    """Make a model folder again whose weights are damaged, if it is one that was made here."""
+    if folder.parent != home_folder() / "models":
+        return False
+    (folder / _CONTENTS).unlink(missing_ok=True)
+    return demo_folder(say) == folder
+
+
+@contextmanager
+def demo_checkpoint(parent: Path | None = None) -> Iterator[Path]:
+    """A folder with the shipped demo as it was trained, until the block ends: in `parent`, or with temporary files."""
+    with TemporaryDirectory(dir=parent) as temporary:
+        folder = Path(temporary)
+        for file in resources.files("gecko_mlc.demo").iterdir():
+            if file.name.endswith(".json"):
+                (folder / file.name).write_bytes(file.read_bytes())
+            elif file.name.endswith(".xz"):
+                (folder / file.name.removesuffix(".xz")).write_bytes(lzma.decompress(file.read_bytes()))
+        yield folder
+
+
+def _unpack_demo(output: Path) -> None:
     from gecko_mlc.convert.chat_config import plan_files
     from gecko_mlc.convert.checkpoint import open_checkpoint
     from gecko_mlc.convert.weights import convert_weights
     from gecko_mlc.formats.quantization import quantization
 
-    scheme = quantization(DEMO_QUANTIZATION)
-    packed = resources.files("gecko_mlc.demo").joinpath("model.safetensors.xz").read_bytes()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        model, checkpoint = Path(temporary) / "model", Path(temporary) / "model.safetensors"
-        with resources.as_file(resources.files("gecko_mlc.demo")) as shipped:
-            files = plan_files(shipped, scheme, "play")
-            files.write(model)
-        checkpoint.write_bytes(lzma.decompress(packed))
-        convert_weights(files.config, open_checkpoint(checkpoint), scheme, model)
-        try:
-            os.replace(model, folder)
-        except OSError:
-            if not (folder / TENSOR_CACHE).is_file():  # If it is, another process was first.
-                raise
+    scheme = quantization(_DEMO_QUANTIZATION)
+    with demo_checkpoint(output.parent) as checkpoint:
+        files = plan_files(checkpoint, scheme, DEMO_TEMPLATE)
+        convert_weights(files.config, open_checkpoint(checkpoint), scheme, output)
+        files.write(output)
+    shards = {shard.dataPath for shard in read_tensor_cache(output).records}
+    contents = {file.name: sha256(file) for file in output.iterdir() if file.name not in shards}
+    (output / _CONTENTS).write_text(json.dumps(contents, indent=2) + "\n")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder has the files that were put there; of shards, of that size: loading looks at their bytes."""
+    try:
+        read_tensor_cache(folder)
+        return all(sha256(folder / name) == digest for name, digest in read_json(folder / _CONTENTS).items())
+    except GeckoError:
+        return False
 
 
 def library_name(device: str) -> str:
@@ -85,27 +108,73 @@ def library_name(device: str) -> str:
 def model_library(
     folder: Path,
     device: str = "auto",
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
     slots: int = 1,
     state_dtype: str | None = None,
+    compiling: Say = lambda step: None,
 ) -> Path:
     """The library in the model folder `folder`, or one for this machine, compiled when first needed with `slots`.
 
     `device` is a target's name, or auto: the first target that runs on this machine. With a `state_dtype` it is a
-    library of that one. The compiler runs in a process of its own: this one needs no more than TVM's runtime. Raises
-    `GeckoError` when nothing can be compiled.
+    library of that one. `compiling` is told each step of compiling, and "" at its end. Raises `GeckoError` when the
+    folder's library is not to be trusted, or nothing can be compiled.
     """
     # What comes with a model is used on `auto`, be it for the slower device.
     candidates = [find(device)] if device != "auto" else sorted(targets(), key=lambda t: not t.player.usable())
     for target in candidates:
         library = folder / library_name(target.name)
         if library.is_file() and (state_dtype is None or state_dtype == read_metadata(library).state_dtype):
+            check_trusted(library)
             return library
     target, last = candidates[0], targets()[-1]
+    if not target.player.usable():
+        raise GeckoError(
+            f"this machine runs nothing for {target.name}, `gecko-mlc info` says what is missing;"
+            f" --device {last.name} runs the model all the same"
+        )
     if importlib.util.find_spec("gecko_mlc.compile") is None:
         raise GeckoError(
             f"{folder}: no library for {target.name} in it, and nothing here to compile one; give it with --model-lib"
         )
+    path = home_folder() / "libs" / _library_file(folder, target, slots, state_dtype)
+
+    def make(output: Path) -> None:
+        if path.exists():
+            say(f"{path} is damaged: compiling it again")
+        else:
+            say(f"compiling for this machine into {path} (once)")
+        try:
+            compile_in_process(_request(folder, target, slots, state_dtype), output, compiling)
+        except GeckoError as error:
+            hint = "" if target is last else f"; --device {last.name} runs the model all the same"
+            raise GeckoError(f"{error}{hint}") from None
+        trust(output, path)
+
+    def wait() -> None:
+        say("waiting for another process to compile the same")
+        compiling("waiting for another process")
+
+    try:
+        make_once(path, lambda: path.is_file() and is_trusted(path), make, wait)
+    finally:
+        compiling("")
+    return path
+
+
+def _request(folder: Path, target: Target, slots: int, state_dtype: str | None) -> Request:
+    chat_config, installed = read_chat_config(folder), target.player.installed()
+    return Request(
+        config=chat_config.config,
+        quantization=chat_config.quantization,
+        state_dtype=state_dtype,
+        slots=slots,
+        device=target.name,
+        installed={} if installed is None else {target.name: installed},
+    )
+
+
+def _library_file(folder: Path, target: Target, slots: int, state_dtype: str | None) -> str:
+    """The name of a library's file, for which all counts that it depends on."""
     chat_config = read_chat_config(folder)
     key = {
         "config": chat_config.config,
@@ -116,18 +185,7 @@ def model_library(
         "versions": [__version__, VERSIONS, version("apache-tvm"), _sources_digest()],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_folder() / "libs" / f"gecko-{chat_config.quantization}-{target.name}-{digest}.so"
-    if not path.is_file():
-        say(f"compiling for this machine into {path} (once)")
-        command = [sys.executable, "-m", "gecko_mlc", "compile", str(folder), "--device", target.name]
-        command += ["--overrides", f"max_batch_size={slots}"]
-        command += [] if state_dtype is None else ["--state-dtype", state_dtype]
-        environment = {k: v for k, v in os.environ.items() if k != "TVM_USE_RUNTIME_LIB"}
-        done = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            hint = "" if target is last else f"\n--device {last.name} runs the model all the same"
-            raise GeckoError(f"compiling failed:\n{done.stderr.strip()}{hint}")
-    return path
+    return f"gecko-{chat_config.quantization}-{target.name}-{digest}.so"
 
 
 def _sources_digest() -> str:

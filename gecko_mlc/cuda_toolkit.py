@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import os
-import shutil
 from pathlib import Path
+
+from gecko_mlc.search_path import load_library, package_folders, which
 
 # What TVM's CUDA backend is linked to, and the CUDA version that this asks of the driver.
 RUNTIME_LIBRARY = "libcudart.so.13"
@@ -17,11 +16,9 @@ _PYPI_FOLDER = "cu13"
 def toolkits() -> list[Path]:
     """Folders that hold a CUDA toolkit or parts of one, the most explicit first."""
     folders = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    if nvcc := shutil.which("nvcc"):
+    if nvcc := which("nvcc"):
         folders.append(Path(nvcc).resolve().parents[1])
-    spec = importlib.util.find_spec("nvidia")
-    for location in (spec.submodule_search_locations or ()) if spec is not None else ():
-        folders.append(Path(location) / _PYPI_FOLDER)
+    folders += [folder / _PYPI_FOLDER for folder in package_folders("nvidia")]
     folders.append(Path("/usr/local/cuda"))
     return [folder for folder in folders if folder.is_dir()]
 
@@ -33,7 +30,7 @@ def find_library(name: str) -> str | None:
             if (folder / part / name).is_file():
                 return str(folder / part / name)
     try:
-        ctypes.CDLL(name)
+        load_library(name)
     except OSError:
         return None
     return name

@@ -12,7 +12,8 @@ from gecko_mlc.targets import find
 class Library:
     """A loaded library: its `metadata`, and the `player` of its target that opened it.
 
-    Raises `GeckoError` for a file that is no library, or one of another ABI or that this machine does not run.
+    It is native code: that it may be loaded is for the caller to know. Raises `GeckoError` for a file that is no
+    library, or one of another ABI or TVM, or that this machine does not run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,8 +25,8 @@ class Library:
 def check_library(path: Path) -> Metadata:
     """The metadata of a library that can run on this machine, as far as can be told without loading it.
 
-    Raises `GeckoError` for a file that is no library, or one of another ABI or that this machine does not run.
+    Raises `GeckoError` for a file that is no library, or one of another ABI or TVM, or that this machine does not run.
     """
     metadata = read_metadata(path)
-    find(metadata.target.kind).player.check(path, metadata.target)
+    find(metadata.target.kind).player.check(path, metadata)
     return metadata

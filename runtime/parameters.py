@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.errors import DamagedError, GeckoError
 from gecko_mlc.formats.library import Parameter
 from gecko_mlc.formats.weights import NUMPY_DTYPES, ShardRecord, checksum_fault, read_tensor_cache
 from gecko_mlc.runtime.players.player import Player, Tensor
@@ -106,5 +106,5 @@ def _read(folder: Path, shard: ShardRecord, buffer: np.ndarray) -> tuple[np.ndar
             done += count
     # One checksum is enough; md5 beside sha256 would take longer than all the rest of loading.
     if fault := checksum_fault(shard, buffer[:done], *shard.checksums()[0]):
-        raise GeckoError(f"{folder}: {fault}")
+        raise DamagedError(f"{folder}: {fault}")
     return buffer, done

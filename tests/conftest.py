@@ -23,9 +23,10 @@ from support.models import Golden, in_memory, load_golden, with_derived
 # Wide enough that no message is wrapped.
 os.environ["COLUMNS"] = "200"
 
-from gecko_mlc.cache import model_folder, model_library
+from gecko_mlc.cache import model_library
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.formats.quantization import quantization
+from gecko_mlc.models import model_folder
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.library import Library
 

@@ -25,7 +25,11 @@ HOUSE = {
     "gecko_mlc/formats": "",
     "gecko_mlc/targets.py": "",
     "gecko_mlc/demo": "",
-    "gecko_mlc/cuda_toolkit.py": "",
+    # Where things are looked for, and kept; and which libraries may be loaded.
+    "gecko_mlc/search_path.py": "",
+    "gecko_mlc/home.py": "",
+    "gecko_mlc/trust.py": "gecko_mlc/home.py",
+    "gecko_mlc/cuda_toolkit.py": "gecko_mlc/search_path.py",
     # Kernels know hardware, but neither models nor targets; CUDA's go from instructions to fused steps.
     "tir_kernels/oracles": "",
     "tir_kernels": "tir_kernels/oracles",
@@ -47,14 +51,15 @@ HOUSE = {
     "gecko_mlc/model": "gecko_mlc/config.py gecko_mlc/state.py tir_kernels/*",
     # Compiling knows models and targets, but nothing of running. A backend is found through its target's entry.
     "compile/__init__.py": "",
-    "compile/link.py": "",
+    "compile/hosts.py": "",
+    "compile/link.py": "gecko_mlc/search_path.py compile/hosts.py",
     "compile/kernels.py": "",
     "compile/pipeline.py": "gecko_mlc/model",
     "compile/plan.py": "compile/kernels.py",
     "compile/lint.py": "tir_kernels",
-    "compile/backends": "gecko_mlc/model tir_kernels compile/kernels.py compile/pipeline.py",
-    "compile/backends/cuda": """gecko_mlc/cuda_toolkit.py gecko_mlc/model tir_kernels compile/backends compile/link.py
-        compile/kernels.py compile/pipeline.py compile/plan.py""",
+    "compile/backends": "gecko_mlc/model tir_kernels compile/hosts.py compile/kernels.py compile/pipeline.py",
+    "compile/backends/cuda": """gecko_mlc/search_path.py gecko_mlc/cuda_toolkit.py gecko_mlc/model tir_kernels
+        compile/backends compile/link.py compile/kernels.py compile/pipeline.py compile/plan.py""",
     "compile/target.py": "compile/backends",
     "compile/library.py": """gecko_mlc/config.py gecko_mlc/state.py gecko_mlc/model compile/backends compile/link.py
         compile/kernels.py compile/pipeline.py compile/plan.py compile/lint.py""",
@@ -62,9 +67,10 @@ HOUSE = {
     "runtime/__init__.py": "",
     "runtime/interrupts.py": "",
     "runtime/forks.py": "",
-    "runtime/devices": "gecko_mlc/cuda_toolkit.py",
+    "runtime/devices": "gecko_mlc/search_path.py gecko_mlc/cuda_toolkit.py",
     "runtime/state": "",
-    "runtime/players": "gecko_mlc/cuda_toolkit.py runtime/interrupts.py runtime/devices runtime/state",
+    "runtime/players": """gecko_mlc/search_path.py gecko_mlc/cuda_toolkit.py runtime/interrupts.py runtime/devices
+        runtime/state""",
     "runtime/library.py": "runtime/players",
     "runtime/parameters.py": "runtime/players",
     "runtime/engine.py": "runtime/interrupts.py runtime/forks.py runtime/players runtime/state runtime/library.py",
@@ -78,11 +84,15 @@ HOUSE = {
     # On top: what makes model folders, and what a user meets.
     "gecko_mlc/reference": "gecko_mlc/config.py",
     "gecko_mlc/convert": "gecko_mlc/config.py gecko_mlc/reference runtime/devices runtime/text",
-    "gecko_mlc/cache.py": "gecko_mlc/convert runtime/devices",
-    "gecko_mlc/package": "gecko_mlc/cache.py runtime/players",
-    "gecko_mlc/api.py": "gecko_mlc/cache.py runtime/*",
-    "gecko_mlc/cli": """gecko_mlc/config.py gecko_mlc/convert gecko_mlc/cache.py gecko_mlc/package gecko_mlc/api.py
-        compile/* runtime/*""",
+    "gecko_mlc/compile_process.py": "gecko_mlc/search_path.py gecko_mlc/config.py compile/target.py compile/library.py",
+    "gecko_mlc/cache.py": """gecko_mlc/home.py gecko_mlc/trust.py gecko_mlc/convert gecko_mlc/compile_process.py
+        runtime/devices""",
+    "gecko_mlc/models.py": "gecko_mlc/home.py gecko_mlc/config.py gecko_mlc/cache.py",
+    "gecko_mlc/package": "gecko_mlc/trust.py gecko_mlc/models.py runtime/players",
+    "gecko_mlc/api.py": "gecko_mlc/trust.py gecko_mlc/cache.py gecko_mlc/models.py runtime/*",
+    "gecko_mlc/cli": """gecko_mlc/search_path.py gecko_mlc/home.py gecko_mlc/trust.py gecko_mlc/config.py
+        gecko_mlc/convert gecko_mlc/cache.py gecko_mlc/models.py gecko_mlc/package gecko_mlc/api.py compile/*
+        runtime/*""",
     "gecko_mlc/integrations": "gecko_mlc/config.py gecko_mlc/convert gecko_mlc/api.py gecko_mlc/cli runtime/*",
     "gecko_mlc/__main__.py": "gecko_mlc/cli",
 }

@@ -26,6 +26,7 @@ from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.library import Library
 from gecko_mlc.targets import ENTRY_POINTS, Target, find, register
 from gecko_mlc.tir_kernels.hardware import CPU
+from gecko_mlc.trust import trust
 
 ROOT = Path(__file__).parents[1]
 # The entries: what may know which machine it is for.
@@ -77,11 +78,15 @@ def test_a_made_up_target_is_compiled_for_and_run(narrow: Target, tmp_path: Path
     np.testing.assert_allclose(run(path, tokens), run(tmp_path / "cpu.so", tokens), atol=2e-5)
 
 
-def test_a_made_up_target_is_a_choice_wherever_targets_are(narrow: Target, tmp_path: Path) -> None:
+def test_a_made_up_target_is_a_choice_wherever_targets_are(
+    narrow: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GECKO_MLC_HOME", str(tmp_path / "home"))
     assert targets.names() == ["cuda", "narrow", "cpu"]
     with pytest.raises(GeckoError, match="unknown target 'abacus'; expected one of cuda, narrow, cpu"):
         compile_target("abacus")
     (tmp_path / library_name("narrow")).touch()
+    trust(tmp_path / library_name("narrow"))
     assert model_library(tmp_path, "narrow") == tmp_path / "narrow.so"
     # `auto` takes the CPU last.
     (tmp_path / library_name("cpu")).touch()

@@ -9,6 +9,7 @@ import tvm
 from tvm.target import codegen
 
 from gecko_mlc.compile.backends.backend import Backend, Built, Options
+from gecko_mlc.compile.hosts import host_triple
 from gecko_mlc.compile.kernels import Kernel
 from gecko_mlc.compile.pipeline import build
 from gecko_mlc.formats.library import TargetSpec
@@ -69,14 +70,8 @@ def host_code(kind: str, options: Options) -> tuple[dict[str, str], TargetSpec]:
     if options.host is None and not options.portable:
         triple, cpu = codegen.llvm_get_system_triple(), options.mcpu or codegen.llvm_get_system_cpu()
     else:
-        triple = options.host or codegen.llvm_get_system_triple()
-        architecture = triple.split("-")[0]
-        if architecture not in _DEFAULT_CPUS:
-            raise ValueError(
-                f"--host {triple!r}: unknown architecture {architecture!r};"
-                f" expected a triple of {' or '.join(_DEFAULT_CPUS)}, like aarch64-linux-gnu"
-            )
-        cpu = options.mcpu or _DEFAULT_CPUS[architecture]
+        triple = host_triple(options.host or codegen.llvm_get_system_triple())
+        cpu = options.mcpu or _DEFAULT_CPUS[triple.split("-")[0]]
     probe = tvm.target.Target({"kind": "llvm", "mtriple": triple})
     known = [str(name) for name in codegen.llvm_get_cpu_archlist(probe)]
     if cpu not in known:

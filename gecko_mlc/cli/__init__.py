@@ -10,6 +10,10 @@ import sys
 
 def main() -> None:
     """Run the command line; errors of the user's end in one message and exit code 1."""
+    from gecko_mlc.search_path import import_path
+
+    # First, so that nothing of the current folder is imported.
+    sys.path[:] = import_path()
     from gecko_mlc.cli.ending import ended
     from gecko_mlc.cli.interrupts import handle_signals
     from gecko_mlc.cli.streams import prepare_streams

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from gecko_mlc import __version__
-from gecko_mlc.cli import bench, chat, evaluate, generate, info, logits
+from gecko_mlc.cli import bench, chat, evaluate, generate, info, logits, trust
 from gecko_mlc.cli.making import add_making
 from gecko_mlc.cli.options import grouped
 
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate.evaluate,
     "info": info.info,
     "logits": logits.logits,
+    "trust": trust.trust,
 }
 
 

@@ -38,7 +38,7 @@ def compile(
     arch: ArchOption = None,
     host: Annotated[
         str | None,
-        typer.Option("--host", help="An LLVM triple, like aarch64-linux-gnu; by default this machine."),
+        typer.Option("--host", help="linux-x86_64, linux-aarch64 or an LLVM triple; by default this machine."),
     ] = None,
     mcpu: Annotated[
         str | None,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from gecko_mlc.cli.options import AUTO, parse_overrides
 from gecko_mlc.cli.terminal import console, say, show_arguments
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.models import located
 from gecko_mlc.targets import find, targets
+from gecko_mlc.trust import trust
 
 if TYPE_CHECKING:
     from gecko_mlc.compile.library import Compiled
@@ -28,19 +30,21 @@ def compile_model(
     portable: bool = False,
 ) -> Compiled:
     """Compile as the options of `compile` say, saying what is done; `portable` is for CPUs that others have, too."""
+    from gecko_mlc.compile.hosts import host_triple
     from gecko_mlc.convert.chat_config import find_config
     from gecko_mlc.formats.quantization import quantization as scheme
 
-    config = find_config(model, say)
+    config = find_config(str(located(model)), say)
     name = quantization or default_quantization(model)
     limits = parse_overrides(overrides, {"max_batch_size": 1, "prefill_chunk_size": 2048})
-    # The compiler loads here, after everything that could be refused without it.
-    from gecko_mlc.compile.library import compile_library
-    from gecko_mlc.compile.target import compile_target
-
     try:
-        dtypes = scheme(name, state_dtype)
-        target = compile_target(device, host, mcpu, arch, installed(device), portable)
+        dtypes, devices = scheme(name, state_dtype), installed(device)
+        host = None if host is None else host_triple(host)
+        # The compiler loads here, after everything that could be refused without it.
+        from gecko_mlc.compile.library import compile_library
+        from gecko_mlc.compile.target import compile_target
+
+        target = compile_target(device, host, mcpu, arch, devices, portable)
         show_arguments(
             model=model,
             quantization=name,
@@ -50,7 +54,7 @@ def compile_model(
             **limits,
         )
         with console.status("") as status:
-            return compile_library(
+            compiled = compile_library(
                 config,
                 dtypes,
                 target,
@@ -61,6 +65,11 @@ def compile_model(
             )
     except (ValueError, RuntimeError) as error:
         raise GeckoError(str(error)) from None
+    try:
+        trust(output)
+    except GeckoError as error:
+        say(f"{output} is not remembered as compiled here: {error}")
+    return compiled
 
 
 def installed(device: str) -> dict[str, int]:
@@ -74,5 +83,5 @@ def default_quantization(model: str) -> str:
     """The model folder's, or q0f32."""
     from gecko_mlc.formats.chat_config import CHAT_CONFIG, read_chat_config
 
-    folder = Path(model)
+    folder = located(model)
     return read_chat_config(folder).quantization if (folder / CHAT_CONFIG).is_file() else "q0f32"

@@ -16,15 +16,17 @@ from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.formats.quantization import quantization as find_quantization
 
 ConfigArgument = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="CONFIG_OR_DIR",
-        help="A config.json with the reference's field names, or a folder with one (tokenizer optional).",
+        help="A config.json with the reference's field names, a folder with one (tokenizer optional), gecko-demo or a"
+        " preset.",
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")]
 TemplateOption = Annotated[
-    str, typer.Option("--conv-template", help="How a dialogue becomes text: LM, chatml or play.")
+    str | None,
+    typer.Option("--conv-template", help="How a dialogue becomes text: LM, the default, chatml or play, gecko-demo's."),
 ]
 
 
@@ -36,7 +38,7 @@ def convert_weight(
         typer.Option("--source", help="The checkpoint, a file or folder; by default beside the config."),
     ] = None,
     quantization: QuantizationOption = "q0f32",
-    conv_template: TemplateOption = "LM",
+    conv_template: TemplateOption = None,
 ) -> None:
     """Convert a checkpoint (.safetensors or .pth) to a complete model folder.
 
@@ -47,19 +49,21 @@ def convert_weight(
     from gecko_mlc.convert.chat_config import plan_files
     from gecko_mlc.convert.checkpoint import open_checkpoint
     from gecko_mlc.convert.weights import convert_weights
+    from gecko_mlc.models import config_source
 
     scheme = _quantization(quantization)
-    source = source or (config if config.is_dir() else config.parent)
     show_arguments(config=config, source=source, quantization=quantization, output=output)
-    # What is wrong with them is said before the long work.
-    files = plan_files(config, scheme, conv_template, say)
     command = shlex.join(["gecko-mlc", *sys.argv[1:]])
-    try:
-        with byte_progress("converting") as progress:
-            convert_weights(files.config, open_checkpoint(source, say), scheme, output, progress, say, command)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from here") from None
-    files.write(output)
+    with config_source(config) as path:
+        # What is wrong with them is said before the long work.
+        files = plan_files(path, scheme, conv_template or _own_template(config), say)
+        checkpoint = open_checkpoint(source or _beside(path, config), say)
+        try:
+            with byte_progress("converting") as progress:
+                convert_weights(files.config, checkpoint, scheme, output, progress, say, command)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on from here") from None
+        files.write(output)
     console.print(f"{files.config.num_parameters():,} parameters in {output}")
 
 
@@ -67,20 +71,39 @@ def gen_config(
     config: ConfigArgument,
     output: OutputOption,
     quantization: QuantizationOption = "q0f32",
-    conv_template: TemplateOption = "LM",
+    conv_template: TemplateOption = None,
 ) -> None:
     """Write mlc-chat-config.json and copy the tokenizer, without weights.
 
     Example: gecko-mlc gen_config my-gecko/config.json --conv-template chatml -o dist/my-gecko-q0f32-MLC
     """
     from gecko_mlc.convert.chat_config import plan_files
+    from gecko_mlc.models import config_source
 
     show_arguments(config=config, quantization=quantization, conv_template=conv_template, output=output)
-    plan_files(config, _quantization(quantization), conv_template, say).write(output)
+    with config_source(config) as path:
+        plan_files(path, _quantization(quantization), conv_template or _own_template(config), say).write(output)
+
+
+def _own_template(config: str) -> str:
+    """The conversation template of a checkpoint, if the user names none."""
+    from gecko_mlc.cache import DEMO_TEMPLATE
+    from gecko_mlc.models import is_demo
+
+    return DEMO_TEMPLATE if is_demo(config) else "LM"
+
+
+def _beside(path: Path, config: str) -> Path:
+    """Where the checkpoint is that belongs to the config at `path`, called `config`."""
+    from gecko_mlc.models import located
+
+    if not located(config).exists() and not path.is_dir():
+        raise GeckoError(f"{config}: a preset has no weights; name a checkpoint with --source")
+    return path if path.is_dir() else path.parent
 
 
 def random_weight(
-    config: Annotated[str, typer.Argument(metavar="PRESET_OR_CONFIG", help="gecko-120m, or a config.json.")],
+    config: Annotated[str, typer.Argument(metavar="PRESET_OR_CONFIG", help="A preset, or a config.json.")],
     output: OutputOption,
     dtype: Annotated[str, typer.Option(help="Of matrices: float32, float16 or bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
@@ -92,10 +115,11 @@ def random_weight(
     from gecko_mlc.convert.chat_config import find_config
     from gecko_mlc.convert.random import write_random_checkpoint
     from gecko_mlc.convert.shards import check_space
+    from gecko_mlc.models import located
 
     if dtype not in ("float32", "float16", "bfloat16"):
         raise GeckoError(f"--dtype {dtype!r}: expected float32, float16 or bfloat16")
-    model = find_config(config, say)
+    model = find_config(str(located(config)), say)
     show_arguments(config=config, dtype=dtype, seed=seed, output=output)
     check_space(output, model.num_parameters() * (4 if dtype == "float32" else 2))
     with byte_progress("writing") as progress:

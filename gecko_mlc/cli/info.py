@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from gecko_mlc import __version__
+from gecko_mlc.cli.terminal import say
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.devices import host
 from gecko_mlc.targets import targets
@@ -18,8 +19,10 @@ from gecko_mlc.targets import targets
 
 def info(
     what: Annotated[
-        Path | None,
-        typer.Argument(metavar="[MODEL_OR_LIB]", help="A model folder or a library; by default this machine."),
+        str | None,
+        typer.Argument(
+            metavar="[MODEL_OR_LIB]", help="A model folder, gecko-demo, a preset or a library; by default this machine."
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Of a model folder: checksums, and that all weights are finite.")
@@ -28,19 +31,23 @@ def info(
         bool, typer.Option("--plan", help="Of a GPU's library: its functions, launches and storages.")
     ] = False,
 ) -> None:
-    """Tell what a model folder, a library or this machine is.
+    """Tell what a model, a library or this machine is.
 
     Example: gecko-mlc info dist/libs/gecko-120m-q0f32-cpu.so
     """
+    from gecko_mlc.models import is_demo, located, model_folder
+
     if plan:
-        print_plan(what)
+        print_plan(None if what is None else located(what))
         return
     if what is None:
         rows = machine_rows()
-    elif what.is_dir():
-        rows = folder_rows(what, check)
+    elif is_demo(what) or located(what).is_dir():
+        rows = folder_rows(model_folder(what, say), check)
+    elif located(what).exists() or (preset := preset_rows(what)) is None:
+        rows = library_rows(located(what))
     else:
-        rows = library_rows(what)
+        rows = preset
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
@@ -70,6 +77,7 @@ def machine_rows() -> list[tuple[str, str]]:
     if features is not None:
         rows.append(("features", " ".join(name for name in wanted if name in features)))
     rows += device_rows()
+    rows.append(("home folder", _home()))
     for package, use in (
         ("apache-tvm", "required"),
         ("apache-tvm-ffi", "required"),
@@ -83,12 +91,34 @@ def machine_rows() -> list[tuple[str, str]]:
     return rows
 
 
+def _home() -> str:
+    from gecko_mlc.home import VARIABLE, home_folder
+
+    try:
+        return f"{home_folder()} ({VARIABLE} says another)"
+    except GeckoError as error:
+        return f"none: {error}"
+
+
 def device_rows() -> list[tuple[str, str]]:
     """This machine's devices, and what it takes to run libraries on them and to compile them."""
     rows = [row for target in targets() for row in target.player.rows()]
     if importlib.util.find_spec("gecko_mlc.compile") is None:
         return [*rows, ("compiler", "none (this is the part of gecko-mlc that runs models)")]
     return [*rows, *(row for target in targets() for row in target.backend.tools())]
+
+
+def preset_rows(name: str) -> list[tuple[str, str]] | None:
+    """A preset; None where there is none of this name."""
+    try:
+        from gecko_mlc.config import PRESETS, preset
+    except ModuleNotFoundError:  # In a package.
+        return None
+    if name not in PRESETS:
+        return None
+    config = preset(name)
+    fields = [(key, str(value)) for key, value in config.model_dump().items()]
+    return [("preset", name), ("parameters", f"{config.num_parameters():,}"), *fields]
 
 
 def folder_rows(folder: Path, check: bool) -> list[tuple[str, str]]:
@@ -140,9 +170,14 @@ def library_rows(path: Path) -> list[tuple[str, str]]:
 
 
 def _runs_here(path: Path) -> str:
-    from gecko_mlc.runtime.library import Library
+    from gecko_mlc.runtime.library import Library, check_library
+    from gecko_mlc.trust import check_undamaged, is_trusted
 
     try:
+        check_undamaged(path)
+        check_library(path)
+        if not is_trusted(path):
+            return f"not tried, it is not trusted: `gecko-mlc trust {path}`"
         Library(path)
     except GeckoError as error:
         return f"no: {str(error).removeprefix(f'{path}: ')}"

@@ -49,9 +49,10 @@ def package(
 
     Example: gecko-mlc package dist/my-gecko-q0bf16-MLC --device cuda,cpu --arch sm_80,sm_90 -o dist/my-gecko
     """
-    from gecko_mlc.cache import library_name, model_folder
+    from gecko_mlc.cache import library_name
     from gecko_mlc.convert.chat_config import find_config
     from gecko_mlc.formats.chat_config import CHAT_CONFIG
+    from gecko_mlc.models import model_folder
     from gecko_mlc.package.requirements import fetch_wheels
     from gecko_mlc.package.runtime import OWN_NAMES, copy_model, new_folder, total_bytes, write_readme, write_runtime
 

@@ -29,3 +29,7 @@ class OptionError(GeckoError):
     def __init__(self, option: str, reason: str) -> None:
         super().__init__(f"{option}: {reason}")
         self.option, self.reason = option, reason
+
+
+class DamagedError(GeckoError):
+    """A file is not what was written: its checksum differs."""

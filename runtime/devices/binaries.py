@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import struct
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def check_architecture(path: Path) -> None:
     entry_size, entries = struct.unpack_from("<HH", header, 58)
     if sections + entry_size * entries > size:
         raise GeckoError(f"{path}: {size:,} bytes, the file is damaged or incomplete", "compile it again")
+
+
+def check_c_library(path: Path, target: TargetSpec) -> None:
+    """Refuse code for systems with musl on one with glibc: it is for others that the dynamic linker looks then."""
+    if target.triple.endswith("-musl") and platform.libc_ver()[0] == "glibc":
+        raise GeckoError(
+            f"{path}: compiled for {target.triple}, this machine has glibc; compile it with --host"
+            f" {target.triple.removesuffix('musl')}gnu"
+        )
 
 
 def check_features(path: Path, target: TargetSpec) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER, RUNTIME_LIBRARY, find_library
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.search_path import load_library
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
@@ -59,7 +60,7 @@ def find_cudart() -> str | None:
 
 def _driver() -> Any:
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = load_library("libcuda.so.1")
     except OSError:
         return None
     # What stands in for the driver in a process that compiles has none of this.

@@ -13,7 +13,7 @@ import numpy as np
 
 from gecko_mlc.cuda_toolkit import MINIMUM_DRIVER, RUNTIME_LIBRARY
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.library import CUDATarget, Metadata, TargetSpec, TensorSpec
+from gecko_mlc.formats.library import CUDATarget, Metadata, TensorSpec
 from gecko_mlc.formats.weights import NUMPY_DTYPES
 from gecko_mlc.runtime.devices import nvidia
 from gecko_mlc.runtime.players import tvm_runtime
@@ -85,9 +85,10 @@ class CUDAPlayer(TVMPlayer):
         ]
 
     @classmethod
-    def check(cls, path: Path, target: TargetSpec) -> None:
+    def check(cls, path: Path, metadata: Metadata) -> None:
         """See `Player`."""
-        super().check(path, target)
+        super().check(path, metadata)
+        target = metadata.target
         assert isinstance(target, CUDATarget)
         version, capability = nvidia.driver_version(), nvidia.capability()
         if version is None or capability is None:

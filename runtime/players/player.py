@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gecko_mlc.formats.library import Metadata, TargetSpec, TensorSpec
+from gecko_mlc.formats.library import Metadata, TensorSpec
 
 # A tensor is the player's own; the engine only hands it back.
 Tensor = Any
@@ -66,7 +66,7 @@ class Player(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, path: Path, target: TargetSpec) -> None:
+    def check(cls, path: Path, metadata: Metadata) -> None:
         """Raise `GeckoError` for a library that does not run on this machine, as far as can be told without loading."""
 
     # Memory

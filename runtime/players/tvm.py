@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.library import PARAMETRIC_FUNCTIONS, Metadata, TargetSpec, TensorSpec, functions_of
+from gecko_mlc.formats.library import PARAMETRIC_FUNCTIONS, Metadata, TensorSpec, functions_of
 from gecko_mlc.runtime.devices import host
-from gecko_mlc.runtime.devices.binaries import check_architecture, check_features
+from gecko_mlc.runtime.devices.binaries import check_architecture, check_c_library, check_features
 from gecko_mlc.runtime.players import tvm_runtime
 from gecko_mlc.runtime.players.player import Player, Tensor
 from gecko_mlc.runtime.players.threads import LibraryThreads
@@ -57,10 +57,12 @@ class TVMPlayer(Player):
         return [host.cpu_name(), sorted(host.cpu_features() or ())]
 
     @classmethod
-    def check(cls, path: Path, target: TargetSpec) -> None:
+    def check(cls, path: Path, metadata: Metadata) -> None:
         """See `Player`."""
         check_architecture(path)
-        check_features(path, target)
+        check_c_library(path, metadata.target)
+        check_features(path, metadata.target)
+        tvm_runtime.check_version(path, metadata)
 
     def allocate(self, tensors: Sequence[TensorSpec]) -> list[Tensor]:
         """See `Player`. All are one piece of memory."""

@@ -5,14 +5,32 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.library import Metadata
 from gecko_mlc.runtime.devices import nvidia
 from gecko_mlc.runtime.interrupts import interrupts_later
+from gecko_mlc.search_path import load_library
 
 CUDA_LIBRARY = "libtvm_runtime_cuda.so"
+
+_PACKAGE = "apache-tvm"
+
+
+def check_version(path: Path, metadata: Metadata) -> None:
+    """Refuse what another version of TVM compiled: `GeckoError` with both."""
+    try:
+        here = version(_PACKAGE)
+    except PackageNotFoundError:  # Built from source.
+        return
+    if metadata.tvm_version != here:
+        raise GeckoError(
+            f"{path}: compiled by TVM {metadata.tvm_version}, here is TVM {here}; compile it again with `gecko-mlc"
+            f" compile`, or pip install {_PACKAGE}=={metadata.tvm_version}"
+        )
 
 
 def load() -> Any:
@@ -53,7 +71,7 @@ def load_cuda() -> ctypes.CDLL:
         raise GeckoError(
             "no CUDA 13 runtime library (libcudart.so.13): install CUDA 13, or pip install nvidia-cuda-runtime"
         )
-    cudart = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    cudart = load_library(path, everywhere=True)
     backend = Path(tvm.__file__).parent / "lib" / CUDA_LIBRARY
     try:
         ctypes.CDLL(str(backend), mode=ctypes.RTLD_GLOBAL)

@@ -233,7 +233,7 @@ def test_nvcc_without_a_cpp_compiler_gives_way(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("NVCC_CCBIN", raising=False)
     monkeypatch.setattr(cuda_compiler, "_find_nvcc", lambda: "/opt/nvcc")
     assert isinstance(find_compiler(), NVCC)
-    monkeypatch.setattr(cuda_compiler.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cuda_compiler, "which", lambda name: None)
     assert isinstance(find_compiler(), NVRTC)
     monkeypatch.setattr(cuda_compiler, "find_library", lambda name: None)
     with pytest.raises(RuntimeError, match=r"no g\+\+, which /opt/nvcc needs, and no NVRTC .* pip install"):

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from support.models import small_config
 
-from gecko_mlc.cache import model_folder
 from gecko_mlc.cli import main
 from gecko_mlc.convert import shards
 from gecko_mlc.convert.chat_config import find_config
@@ -28,6 +27,7 @@ from gecko_mlc.formats.chat_config import read_chat_config
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.formats.weights import check_folder, read_tensor_cache
+from gecko_mlc.models import model_folder
 
 CONFIG = small_config()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gecko_mlc.formats.library import PARAMETRIC_FUNCTIONS, TargetSpec, TensorSpec
+from gecko_mlc.formats.library import PARAMETRIC_FUNCTIONS, Metadata, TensorSpec
 from gecko_mlc.formats.weights import NUMPY_DTYPES
 from gecko_mlc.runtime.players.player import Player, Tensor
 from gecko_mlc.runtime.state.arena import arena
@@ -35,7 +35,7 @@ class NumPyPlayer(Player):
         return []
 
     @classmethod
-    def check(cls, path: Path, target: TargetSpec) -> None:
+    def check(cls, path: Path, metadata: Metadata) -> None:
         pass
 
     def allocate(self, tensors: Sequence[TensorSpec]) -> list[Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import NamedTuple, Protocol
 from gecko_mlc.compile.backends.cuda import nvrtc
 from gecko_mlc.compile.kernels import Usage
 from gecko_mlc.cuda_toolkit import find_library, toolkits
+from gecko_mlc.search_path import environment, which
 
 FATBIN_MAGIC = b"\x50\xed\x55\xba"
 _OPTIONS = ("--std=c++17", "--fmad=true", "--disable-warnings", "--ptxas-options=-v")
@@ -49,7 +49,7 @@ def find_compiler() -> Compiler:
 
     Raises `RuntimeError` naming both when neither is there.
     """
-    if (nvcc := _find_nvcc()) is not None and (os.environ.get("NVCC_CCBIN") or shutil.which("g++")):
+    if (nvcc := _find_nvcc()) is not None and (os.environ.get("NVCC_CCBIN") or which("g++")):
         return NVCC(nvcc)
     libraries = [find_library(name) for name in ("libnvrtc.so.13", "libnvfatbin.so.13")]
     if libraries[0] is not None and libraries[1] is not None:
@@ -65,7 +65,7 @@ def find_compiler() -> Compiler:
 def _find_nvcc() -> str | None:
     explicit = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     paths = [Path(folder) / "bin" / "nvcc" for folder in explicit]
-    if on_path := shutil.which("nvcc"):
+    if on_path := which("nvcc"):
         paths.append(Path(on_path))
     paths += [folder / "bin" / "nvcc" for folder in toolkits()]
     return next((str(path) for path in paths if path.is_file()), None)
@@ -102,6 +102,7 @@ class NVCC:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                env=environment(),
                 check=False,
             )
             if done.returncode:

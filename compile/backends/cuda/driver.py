@@ -21,6 +21,7 @@ from gecko_mlc.compile.backends.cuda.compiler import Compiler, MachineCode
 from gecko_mlc.compile.link import linker
 from gecko_mlc.cuda_toolkit import RUNTIME_LIBRARY, find_library
 from gecko_mlc.formats.library import CUDATarget
+from gecko_mlc.search_path import load_library
 
 _FACTORY = "ffi.Module.create.cuda"
 _CALLBACK = "tvm_callback_cuda_compile"
@@ -45,9 +46,9 @@ def load_backend() -> None:
     runtime = find_library(RUNTIME_LIBRARY)
     if runtime is None:
         raise RuntimeError(f"no CUDA runtime library ({RUNTIME_LIBRARY}): pip install nvidia-cuda-runtime")
-    ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+    load_library(runtime, everywhere=True)
     try:
-        ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+        load_library("libcuda.so.1", everywhere=True)
     except OSError:
         with tempfile.TemporaryDirectory() as folder:
             write_stand_in(Path(folder) / "driver.so")

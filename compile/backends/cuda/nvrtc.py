@@ -1,7 +1,7 @@
 """NVIDIA's compiler as a library (NVRTC), and the one that joins machine code of several architectures (nvFatbin).
 
-`python -m gecko_mlc.compile.nvrtc` compiles one program in a process of its own: the PTX of a process that has
-compiled before, or compiles two at once, differs from time to time.
+`python -m gecko_mlc.compile.backends.cuda.nvrtc` compiles one program in a process of its own: the PTX of a process
+that has compiled before, or compiles two at once, differs from time to time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from gecko_mlc.search_path import environment, load_library, python
 
 
 class Program(NamedTuple):
@@ -29,11 +31,12 @@ def compile_program(library: str, source: str, options: Sequence[str]) -> Progra
         # Relative names, for what ends up in the output.
         (Path(folder) / "kernels.cu").write_text(source)
         done = subprocess.run(
-            [sys.executable, "-m", __name__, library, *options],
+            python(__name__, library, *options),
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=environment(),
             check=False,
         )
         if done.returncode:
@@ -44,7 +47,7 @@ def compile_program(library: str, source: str, options: Sequence[str]) -> Progra
 
 def join(library: str, images: Iterable[tuple[str, str, bytes]]) -> bytes:
     """A fatbin of (CUBIN or PTX, architecture, bytes), with the nvFatbin at the path `library`."""
-    nvfatbin, handle, size = ctypes.CDLL(library), ctypes.c_void_p(), ctypes.c_size_t()
+    nvfatbin, handle, size = load_library(library), ctypes.c_void_p(), ctypes.c_size_t()
     options = (ctypes.c_char_p * 1)(b"-64")
     _check(nvfatbin.nvFatbinCreate(ctypes.byref(handle), options, ctypes.c_size_t(1)), "nvFatbin")
     try:
@@ -67,7 +70,7 @@ def _main(library: str, *options: str) -> None:
     # NVRTC opens its other half by name, and finds it only when it is there already.
     for builtins in sorted(Path(library).parent.glob("libnvrtc-builtins.so.*")):
         ctypes.CDLL(str(builtins))
-    nvrtc, program = ctypes.CDLL(library), ctypes.c_void_p()
+    nvrtc, program = load_library(library), ctypes.c_void_p()
     # It has no use for the driver's header.
     source = Path("kernels.cu").read_bytes().replace(b"#include <cuda.h>", b"")
     _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None), "NVRTC")
