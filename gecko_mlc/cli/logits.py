@@ -12,6 +12,7 @@ from gecko_mlc.cli.loading import load
 from gecko_mlc.cli.options import ModelArgument, RunOptions
 from gecko_mlc.cli.terminal import console, show_arguments
 from gecko_mlc.formats.errors import GeckoError
+from gecko_mlc.formats.files import parse_json_value, read_text
 
 
 def logits(
@@ -57,12 +58,7 @@ def logits(
 
 def read_ids(path: Path) -> list[int]:
     """A list of token ids from a JSON file. Raises `GeckoError` when it is anything else."""
-    try:
-        ids = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise GeckoError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise GeckoError(f"{path}: not JSON: {error}") from None
+    ids = parse_json_value(read_text(path), path)
     if not isinstance(ids, list) or not all(type(i) is int for i in ids):
         raise GeckoError(f"{path}: expected a JSON list of integers")
     if not ids:

@@ -149,6 +149,7 @@ def _harmless() -> list[Any]:
 def _reason(error: Exception) -> str:
     """PyTorch's reason, without its advice to load the file all the same."""
     text = str(error).strip() or type(error).__name__
-    if found := re.search(r"GLOBAL (\S+) was not an allowed global", text):
+    if found := re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", text):
         return f"it holds {found[1]}"
-    return text.rpartition("WeightsUnpickler error: ")[2].strip().splitlines()[0]
+    lines = text.rpartition("WeightsUnpickler error: ")[2].splitlines()
+    return next((line.strip() for line in lines if line.strip() and "weights_only" not in line), type(error).__name__)

@@ -34,11 +34,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _POINTER = b"version https://git-lfs"
 
 
-def check_file(path: Path) -> int:
+def check_file(path: Path, most: float = math.inf) -> int:
     """The size of a file in bytes.
 
-    Raises `GeckoError` for what is no regular file, like a pipe, from which nothing may ever come, and for a pointer of
-    Git LFS; `OSError` as the system does, when it is missing, say.
+    Raises `GeckoError` for what is no regular file, like a pipe, from which nothing may ever come, for a pointer of Git
+    LFS, and for a file of more than `most` bytes; `OSError` as the system does, when it is missing, say.
     """
     state = path.stat()
     if stat.S_ISDIR(state.st_mode):
@@ -49,6 +49,8 @@ def check_file(path: Path) -> int:
         with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
                 raise GeckoError(f"{path}: a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`")
+    if state.st_size > most:
+        raise GeckoError(f"{path}: {state.st_size:,} bytes, expected at most {most:,}")
     return state.st_size
 
 
@@ -69,14 +71,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The text in a JSON file, which nothing says of yet. Raises `GeckoError` as `read_json` does."""
     try:
-        size = check_file(path)
-        if size <= MAX_JSON_BYTES:
-            with path.open("rb") as file:
-                data = file.read(MAX_JSON_BYTES + 1)
-            # It may have grown.
-            size = max(size, len(data))
-        if size > MAX_JSON_BYTES:
-            raise GeckoError(f"{path}: {size:,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
+        check_file(path, MAX_JSON_BYTES)
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise GeckoError(f"{path}: it grows while it is read, expected at most {MAX_JSON_BYTES:,} bytes")
         return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise GeckoError(f"{path}: no such file") from None

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.files import MAX_JSON_BYTES, check_file, parse_json, validated
 from gecko_mlc.formats.group_quantization import GroupLayout, GroupQuantization
-from gecko_mlc.formats.launches import DTYPE_BYTES
+from gecko_mlc.formats.launches import DTYPE_BYTES, MAX_BYTES
 from gecko_mlc.formats.versions import ABI_VERSION
 from gecko_mlc.targets import find
 
@@ -93,6 +93,12 @@ class TensorSpec(BaseModel):
     name: str
     shape: tuple[_Extent, ...] = Field(max_length=8)
     dtype: _Dtype
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> TensorSpec:
+        if math.prod(self.shape) * DTYPE_BYTES[self.dtype] > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        return self
 
 
 def quantized_specs(name: str, outputs: int, inputs: int, group: GroupQuantization) -> tuple[TensorSpec, TensorSpec]:

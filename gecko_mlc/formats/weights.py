@@ -38,7 +38,7 @@ class TensorRecord(BaseModel):
     """One tensor inside a shard."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = Field(max_length=8)
     dtype: str
     format: str = "raw"
     nbytes: int = Field(ge=0)

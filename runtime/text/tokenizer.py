@@ -15,6 +15,8 @@ from gecko_mlc.formats.files import check_file
 from gecko_mlc.runtime.text.templates import Text
 
 TOKENIZER = "tokenizer.json"
+# The largest real ones have some tens of megabytes.
+MAX_TOKENIZER_BYTES = 256 * 2**20
 
 
 class Tokenizer:
@@ -27,7 +29,7 @@ class Tokenizer:
         path = folder / TOKENIZER
         if not path.exists():
             raise GeckoError(f"{path}: no such file; text needs the model's tokenizer there")
-        check_file(path)
+        check_file(path, MAX_TOKENIZER_BYTES)
         try:
             self._tokenizer = _unbounded(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # The library raises bare exceptions.
