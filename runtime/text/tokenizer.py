@@ -26,7 +26,7 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, vocab_size: int | None = None) -> None:
-        path = folder / TOKENIZER
+        self._path = path = folder / TOKENIZER
         if not path.exists():
             raise GeckoError(f"{path}: no such file; text needs the model's tokenizer there")
         check_file(path, MAX_TOKENIZER_BYTES)
@@ -104,7 +104,7 @@ class Tokenizer:
         ids, spans = self._run(self._within, text, special)
         if not begins or self._within is self._tokenizer:
             return ids, spans
-        # The text before the second added token, or after the first ones: tokenizers would put blanks after all.
+        # The library puts a blank before all text between added tokens; only the first one begins the stream.
         first = next((place for place, i in enumerate(ids) if i not in self._added), len(ids))
         last = next((place for place in range(first, len(ids)) if ids[place] in self._added), len(ids))
         start = spans[first - 1][1] if first else 0
@@ -118,14 +118,23 @@ class Tokenizer:
     def _run(self, library: Any, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         with self._lock:
             library.encode_special_tokens = not special
-            encoding = library.encode(text, add_special_tokens=False)
+            try:
+                encoding = library.encode(text, add_special_tokens=False)
+            except Exception as error:  # Of any kind, where it lacks a token for what it does not know.
+                raise GeckoError(f"{self._path}: has no tokens for the text: {error}") from None
         return encoding.ids, encoding.offsets
 
     def _post_processed(self) -> list[int]:
         """What the post-processor puts before a text."""
-        encoding = self._tokenizer.encode("a", add_special_tokens=True)
-        plain = next((i for i, added in enumerate(encoding.special_tokens_mask) if not added), 0)
-        return list(encoding.ids[:plain])
+        # Any text will do that there are tokens for.
+        for text in ("a", *(self._tokenizer.id_to_token(i) or "" for i in range(16))):
+            try:
+                encoding = self._tokenizer.encode(text, add_special_tokens=True)
+            except Exception:
+                continue
+            if 0 in encoding.special_tokens_mask:
+                return list(encoding.ids[: encoding.special_tokens_mask.index(0)])
+        return []
 
 
 def clean(text: str) -> str:

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tokenizer_kinds import BOS, END, EOS, EXACT, KINDS, tokenizer
-from tokenizers import processors
+from tokenizers import Tokenizer as Library
+from tokenizers import models, processors
 
+from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.text.templates import Text
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
 
@@ -134,6 +136,17 @@ def test_threads_do_not_see_each_others_special_tokens() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_text_that_there_are_no_tokens_for(tmp_path: Path) -> None:
+    library = Library(models.WordLevel({"hello": 0, BOS: 1}, unk_token="[UNK]"))
+    library.add_special_tokens([BOS])
+    library.post_processor = processors.TemplateProcessing(single=f"{BOS} $A {BOS}", special_tokens=[(BOS, 1)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    made = Tokenizer(tmp_path)
+    assert made.with_beginning(made.encode("hello")) == [1, 0]
+    with pytest.raises(GeckoError, match=r"tokenizer\.json: has no tokens for the text: .*UNK"):
+        made.encode("good-bye")
 
 
 @pytest.mark.parametrize("kind", ["roberta", "llama-2", "metaspace always", "metaspace first", "unigram"])
