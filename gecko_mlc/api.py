@@ -24,7 +24,7 @@ from gecko_mlc.models import located, model_folder
 from gecko_mlc.runtime.conversation import Conversation
 from gecko_mlc.runtime.generate.generation import Generation
 from gecko_mlc.runtime.generate.options import GenerationOptions
-from gecko_mlc.runtime.model import Model
+from gecko_mlc.runtime.model import Model, read_tokenizer
 from gecko_mlc.runtime.players.threads import check_threads
 from gecko_mlc.runtime.text.stream import TextStream
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ def load_model(
     if model_lib is not None and state_dtype is not None:
         raise GeckoError(f"{model_lib} is compiled already: its state dtype cannot be chosen, only with `compile`")
     folder = model_folder(model, say)
-    tokenizer = Tokenizer(folder, read_chat_config(folder).vocab_size) if text else None
+    tokenizer = read_tokenizer(folder, read_chat_config(folder)) if text else None
     if model_lib is None:
         library = model_library(folder, device, say, slots, state_dtype, compiling)
     else:
