@@ -14,14 +14,19 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.library import StateTensor, TensorSpec
+from gecko_mlc.formats.library import TensorSpec
+from gecko_mlc.formats.memory import MemoryShortage, is_shortage
 from gecko_mlc.formats.sampling import Sampling
-from gecko_mlc.formats.weights import NUMPY_DTYPES
+from gecko_mlc.runtime.devices.memory import free_memory
 from gecko_mlc.runtime.forks import mind_forks
 from gecko_mlc.runtime.interrupts import interrupts_later
 from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.memory import nbytes, told_of_shortage, workspace_bytes
 from gecko_mlc.runtime.players.player import Tensor
 from gecko_mlc.runtime.state.checkpoint import Checkpoint, Saved
+
+# Bytes of results that it takes a look at what is free for.
+_MUCH = 1 << 26
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -33,7 +38,13 @@ def _alone(method: Callable[Concatenate[Engine, _P], _T]) -> Callable[Concatenat
     @functools.wraps(method)
     def locked(engine: Engine, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         with engine.lock:
-            return method(engine, *args, **kwargs)
+            try:
+                return method(engine, *args, **kwargs)
+            except Exception as error:
+                if isinstance(error, MemoryShortage) or not is_shortage(error):
+                    raise
+                needs = {"the workspace": workspace_bytes(engine.metadata)}
+                raise MemoryShortage(needs, engine.player.free_memory()) from None
 
     return locked
 
@@ -63,14 +74,9 @@ class Engine:
             TensorSpec(name="targets", shape=(piece,), dtype="int32"),
         ]
         whole = [s.model_copy(update={"shape": (self.slots, *s.shape)}) for s in self.metadata.state]
-        try:
+        with told_of_shortage({"the state": self.state_bytes()}, self.player.free_memory()):
             state = self.player.allocate(whole)
             self._slot_ids, self._tokens, self._targets = self.player.allocate(arguments)
-        except Exception as error:
-            raise GeckoError(
-                f"the state of {self.slots} slots takes {self.state_bytes():,} bytes,"
-                f" which this machine could not give: {error}"
-            ) from None
         self._state = {spec.name: tensor for spec, tensor in zip(whole, state, strict=True)}
         self.player.bind(state, parameters)
         self._named: list[int] = []  # What `_slot_ids` holds.
@@ -84,7 +90,7 @@ class Engine:
 
     def state_bytes(self) -> int:
         """Bytes of the state of all slots."""
-        return self.slots * sum(tensor_bytes(spec) for spec in self.metadata.state)
+        return self.slots * sum(map(nbytes, self.metadata.state))
 
     # Tokens in
 
@@ -117,19 +123,21 @@ class Engine:
         on_piece: Callable[[str, int], None] = lambda function, count: None,
     ) -> np.ndarray:
         """Consume `tokens`; the fp32 logits [n, O] of all of them."""
-        result = []
-        for piece in self._pieces(slot, tokens):
-            if len(piece) == 1:
-                self.set_token(slot, piece[0])
-                self.decode([slot])
-                on_piece("decode", 1)
-                result.append(self.logits(slot)[None])
-            else:
-                logits = self._result(len(piece), self.num_outputs)
-                self._prefill("prefill_logits", slot, piece, logits)
-                on_piece("prefill_logits", len(piece))
-                result.append(self.player.download(logits))
-        return np.concatenate(result)
+        needed = 2 * len(tokens) * self.num_outputs * 4  # Pieces, and all together.
+        with told_of_shortage({"the logits": needed}, free_memory() if needed >= _MUCH else None):
+            result = []
+            for piece in self._pieces(slot, tokens):
+                if len(piece) == 1:
+                    self.set_token(slot, piece[0])
+                    self.decode([slot])
+                    on_piece("decode", 1)
+                    result.append(self.logits(slot)[None])
+                else:
+                    logits = self._result(len(piece), self.num_outputs)
+                    self._prefill("prefill_logits", slot, piece, logits)
+                    on_piece("prefill_logits", len(piece))
+                    result.append(self.player.download(logits))
+            return np.concatenate(result)
 
     @_alone
     def score(self, slot: int, tokens: Sequence[int], targets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -404,9 +412,4 @@ class Engine:
     def _slot_part(self, name: str, slot: int) -> Tensor:
         self._check_slots([slot])
         spec = self._specs[name]
-        return self.player.view(self._state[name], spec.shape, spec.dtype, slot * tensor_bytes(spec))
-
-
-def tensor_bytes(spec: StateTensor) -> int:
-    """Bytes of one slot of a state tensor."""
-    return int(np.prod(spec.shape, dtype=np.int64)) * int(NUMPY_DTYPES[spec.dtype].itemsize)
+        return self.player.view(self._state[name], spec.shape, spec.dtype, slot * nbytes(spec))

@@ -11,14 +11,17 @@ from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import Metadata
 from gecko_mlc.formats.options import check_type
 from gecko_mlc.formats.sampling import Sampling
+from gecko_mlc.runtime.devices.memory import free_memory
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.generate.generation import Generation
 from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.generate.scheduler import Stream
 from gecko_mlc.runtime.library import Library, check_library
+from gecko_mlc.runtime.memory import model_needs, told_of_shortage
 from gecko_mlc.runtime.parameters import ParameterReader
 from gecko_mlc.runtime.state.slots import slots_of
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
+from gecko_mlc.targets import find
 
 
 class Model:
@@ -38,11 +41,19 @@ class Model:
         self.folder, self.chat_config = folder, read_chat_config(folder)
         metadata = check_library(model_lib)
         check_fit(self.chat_config, model_lib, metadata)
+        needs, free = model_needs(metadata), free_memory()
+        on_host = find(metadata.target.kind).player.on_host
+        room = None if free is None else free - sum(needs.values()) * on_host
         # The disk is busy while TVM and the library are loaded.
-        with ParameterReader(folder, metadata.parameters) as reader:
+        with (
+            told_of_shortage(needs if on_host else {}, free),
+            ParameterReader(folder, metadata.parameters, room) as reader,
+        ):
             self.library = Library(model_lib)
-            self.library.player.threads = threads
-            self.engine = Engine(self.library, reader.load(self.library.player, progress))
+            player = self.library.player
+            player.threads = threads
+            with told_of_shortage(needs, free if on_host else player.free_memory()):
+                self.engine = Engine(self.library, reader.load(player, progress))
         self._tokenizer = tokenizer
 
     @property

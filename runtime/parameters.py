@@ -25,11 +25,11 @@ READERS = 16
 class ParameterReader:
     """The tensors of `expected` in a model folder, which threads begin to read at once, until the block ends.
 
-    Tensors of the folder that are not expected are not read. Raises `GeckoError` when one is missing or has another
-    shape or dtype.
+    Tensors of the folder that are not expected are not read. As many shards are read at a time as `room` bytes hold,
+    where that is known. Raises `GeckoError` when one is missing or has another shape or dtype.
     """
 
-    def __init__(self, folder: Path, expected: Sequence[Parameter]) -> None:
+    def __init__(self, folder: Path, expected: Sequence[Parameter], room: int | None = None) -> None:
         cache = read_tensor_cache(folder)
         found = {record.name: record for shard in cache.records for record in shard.records}
         self._owners = {stored.name: parameter for parameter in expected for stored in parameter.stored()}
@@ -45,8 +45,10 @@ class ParameterReader:
         self._folder, self._expected = folder, expected
         self._total = sum(found[name].nbytes for name in self._owners)
         self._shards = [s for s in cache.records if any(record.name in self._owners for record in s.records)]
-        self._pool = ThreadPoolExecutor(READERS)
-        self._reads = deque(self._begin(shard, np.empty(0, np.uint8)) for shard in self._shards[:READERS])
+        largest = max((shard.nbytes for shard in self._shards), default=0)
+        self._readers = READERS if room is None else max(1, min(READERS, room // max(largest, 1)))
+        self._pool = ThreadPoolExecutor(self._readers)
+        self._reads = deque(self._begin(shard, np.empty(0, np.uint8)) for shard in self._shards[: self._readers])
 
     def __enter__(self) -> ParameterReader:
         return self
@@ -88,8 +90,8 @@ class ParameterReader:
         for i in range(len(self._shards)):
             buffer, size = self._reads.popleft().result()
             yield buffer[:size]
-            if i + READERS < len(self._shards):
-                self._reads.append(self._begin(self._shards[i + READERS], buffer))
+            if i + self._readers < len(self._shards):
+                self._reads.append(self._begin(self._shards[i + self._readers], buffer))
 
     def _begin(self, shard: ShardRecord, buffer: np.ndarray) -> Future[tuple[np.ndarray, int]]:
         return self._pool.submit(_read, self._folder, shard, buffer)

@@ -73,11 +73,13 @@ HOUSE = {
         runtime/state""",
     "runtime/library.py": "runtime/players",
     "runtime/parameters.py": "runtime/players",
-    "runtime/engine.py": "runtime/interrupts.py runtime/forks.py runtime/players runtime/state runtime/library.py",
+    "runtime/memory.py": "",
+    "runtime/engine.py": """runtime/interrupts.py runtime/forks.py runtime/devices runtime/players runtime/state
+        runtime/library.py runtime/memory.py""",
     "runtime/text": "",
     "runtime/generate": "runtime/state runtime/text",
-    "runtime/model.py": """runtime/state runtime/library.py runtime/parameters.py runtime/engine.py runtime/text
-        runtime/generate""",
+    "runtime/model.py": """runtime/devices runtime/memory.py runtime/state runtime/library.py runtime/parameters.py
+        runtime/engine.py runtime/text runtime/generate""",
     "runtime/conversation.py": "runtime/state runtime/text runtime/generate",
     "runtime/measure": """runtime/devices runtime/players runtime/state runtime/engine.py runtime/text
         runtime/model.py""",

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from gecko_mlc.cli.interrupts import pressed
 from gecko_mlc.formats.errors import GeckoError, OptionError
+from gecko_mlc.formats.memory import is_shortage
 
 INTERRUPTED, READER_GONE = 130, 141
 
@@ -45,6 +46,9 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in ("gecko_mlc", "tvm"):
         # What `package` writes has the running side alone.
         return _failed(f"there is no {error.name} here; this needs all of gecko-mlc, not a package")
+    if is_shortage(error):
+        # Of what a command imports, or reads.
+        return _failed(f"not enough memory: {str(error) or 'none is left'}")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}")

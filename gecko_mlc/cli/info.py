@@ -148,10 +148,10 @@ def folder_rows(folder: Path, check: bool) -> list[tuple[str, str]]:
 def library_rows(path: Path) -> list[tuple[str, str]]:
     """A library."""
     from gecko_mlc.formats.library import read_metadata
-    from gecko_mlc.runtime.engine import tensor_bytes
+    from gecko_mlc.runtime.memory import nbytes, workspace_bytes
 
     m = read_metadata(path)
-    state = sum(tensor_bytes(spec) for spec in m.state)
+    state = sum(map(nbytes, m.state))
     return [
         ("library", str(path)),
         ("ABI", str(m.abi_version)),
@@ -164,7 +164,7 @@ def library_rows(path: Path) -> list[tuple[str, str]]:
         ("bytes of state a slot", f"{state:,}"),
         ("tokens a prefill piece", str(m.prefill_chunk_size)),
         ("parameters", f"{sum(p.elements for p in m.parameters):,}"),
-        ("bytes of workspace", f"{max(m.workspace_bytes.values()):,}"),
+        ("bytes of workspace", f"{workspace_bytes(m):,}"),
         *((name, str(value)) for name, value in m.config.items()),
     ]
 

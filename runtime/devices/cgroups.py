@@ -24,14 +24,14 @@ def processors(root: Path = Path("/")) -> float | None:
 def free_memory(root: Path = Path("/")) -> int | None:
     """The bytes that the memory limits leave; None without a limit. What files are cached in can be taken back."""
     free = []
-    for controller, limit, used, reclaimable in (
-        (None, "memory.max", "memory.current", "inactive_file"),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    for controller, limit, used, cached in (
+        (None, "memory.max", "memory.current", ("inactive_file", "active_file")),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
     ):
         for folder in _folders(root, controller):
             texts = _text(folder / limit), _text(folder / used)
             if all(text.isdigit() for text in texts) and int(texts[0]) < _NO_LIMIT:
-                free.append(max(0, int(texts[0]) - int(texts[1]) + _statistic(folder, reclaimable)))
+                free.append(max(0, int(texts[0]) - int(texts[1]) + _statistics(folder, cached)))
     return min(free, default=None)
 
 
@@ -63,12 +63,10 @@ def _mounts(root: Path) -> Iterator[tuple[str | None, PurePosixPath, PurePosixPa
                 yield controller, PurePosixPath(inside), PurePosixPath(mounted)
 
 
-def _statistic(folder: Path, name: str) -> int:
-    for line in _text(folder / "memory.stat").splitlines():
-        key, _, value = line.partition(" ")
-        if key == name and value.isdigit():
-            return int(value)
-    return 0
+def _statistics(folder: Path, names: tuple[str, ...]) -> int:
+    """The sum of some of a group's statistics of memory."""
+    found = (line.partition(" ") for line in _text(folder / "memory.stat").splitlines())
+    return sum(int(value) for name, _, value in found if name in names and value.isdigit())
 
 
 def _text(path: Path) -> str:

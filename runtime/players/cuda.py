@@ -108,6 +108,10 @@ class CUDAPlayer(TVMPlayer):
                 f"compile it with --arch sm_{capability}",
             )
 
+    def free_memory(self) -> int | None:
+        """See `Player`."""
+        return self._stream.free_memory()
+
     def allocate(self, tensors: Sequence[TensorSpec]) -> list[Tensor]:
         """See `Player`."""
         return [self._runtime.empty(t.shape, t.dtype, self._device) for t in tensors]

@@ -62,6 +62,12 @@ class Stream:
         self.check(self._cudart.cudaEventRecord(place.event, self._handle))
         return _Reading(self, place, size, free)
 
+    def free_memory(self) -> int:
+        """Bytes of the device that may still be allocated."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self.check(self._cudart.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)))
+        return free.value
+
     def wait(self, event: ctypes.c_void_p) -> None:
         """Wait for an event."""
         self.check(self._cudart.cudaEventSynchronize(event))

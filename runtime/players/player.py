@@ -71,6 +71,10 @@ class Player(ABC):
 
     # Memory
 
+    def free_memory(self) -> int | None:
+        """Bytes that may still be allocated; None where that is not known."""
+        return None
+
     @abstractmethod
     def allocate(self, tensors: Sequence[TensorSpec]) -> list[Tensor]:
         """Memory for `tensors`, not set, that does not move. Raises what the system says when there is too little."""

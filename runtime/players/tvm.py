@@ -11,7 +11,7 @@ import numpy as np
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.library import PARAMETRIC_FUNCTIONS, Metadata, TensorSpec, functions_of
-from gecko_mlc.runtime.devices import host
+from gecko_mlc.runtime.devices import host, memory
 from gecko_mlc.runtime.devices.binaries import check_architecture, check_c_library, check_features
 from gecko_mlc.runtime.players import tvm_runtime
 from gecko_mlc.runtime.players.player import Player, Tensor
@@ -63,6 +63,10 @@ class TVMPlayer(Player):
         check_c_library(path, metadata.target)
         check_features(path, metadata.target)
         tvm_runtime.check_version(path, metadata)
+
+    def free_memory(self) -> int | None:
+        """See `Player`."""
+        return memory.free_memory()
 
     def allocate(self, tensors: Sequence[TensorSpec]) -> list[Tensor]:
         """See `Player`. All are one piece of memory."""
