@@ -22,8 +22,10 @@ from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.formats.templates import TEMPLATES, Template
 from gecko_mlc.models import located, model_folder
 from gecko_mlc.runtime.conversation import Conversation
+from gecko_mlc.runtime.devices.memory import free_memory
 from gecko_mlc.runtime.generate.generation import Generation
 from gecko_mlc.runtime.generate.options import GenerationOptions
+from gecko_mlc.runtime.memory import told_of_shortage
 from gecko_mlc.runtime.model import Model, read_tokenizer
 from gecko_mlc.runtime.players.threads import check_threads
 from gecko_mlc.runtime.text.stream import TextStream
@@ -85,16 +87,17 @@ def load_model(
         raise unknown_value("state_dtype", state_dtype, STATE_DTYPES)
     if model_lib is not None and state_dtype is not None:
         raise GeckoError(f"{model_lib} is compiled already: its state dtype cannot be chosen, only with `compile`")
-    folder = model_folder(model, say)
-    tokenizer = read_tokenizer(folder, read_chat_config(folder)) if text else None
-    if model_lib is None:
-        library = model_library(folder, device, say, slots, state_dtype, compiling)
-    else:
-        library = located(model_lib)
-        check_undamaged(library)
-    try:
-        return Model(folder, library, progress, threads, tokenizer)
-    except DamagedError:
-        if not mend(folder, say):
-            raise
-        return Model(folder, library, progress, threads, tokenizer)
+    with told_of_shortage({}, free_memory()):
+        folder = model_folder(model, say)
+        tokenizer = read_tokenizer(folder, read_chat_config(folder)) if text else None
+        if model_lib is None:
+            library = model_library(folder, device, say, slots, state_dtype, compiling)
+        else:
+            library = located(model_lib)
+            check_undamaged(library)
+        try:
+            return Model(folder, library, progress, threads, tokenizer)
+        except DamagedError:
+            if not mend(folder, say):
+                raise
+            return Model(folder, library, progress, threads, tokenizer)

@@ -107,7 +107,7 @@ except GeckoError as error:
 """
 
 
-@pytest.mark.parametrize("megabytes", [5, 60, 120])
+@pytest.mark.parametrize("megabytes", [8, 60, 120])
 def test_a_model_that_does_not_fit_says_so(megabytes: int, home: Path) -> None:
     """Whether it is found ahead, or by what cannot be loaded or begun."""
     done = subprocess.run(
