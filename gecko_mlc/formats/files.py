@@ -71,11 +71,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The text in a JSON file, which nothing says of yet. Raises `GeckoError` as `read_json` does."""
     try:
-        check_file(path, MAX_JSON_BYTES)
+        size = check_file(path, MAX_JSON_BYTES)
         with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-        if len(data) > MAX_JSON_BYTES:
-            raise GeckoError(f"{path}: it grows while it is read, expected at most {MAX_JSON_BYTES:,} bytes")
+            data = file.read(size + 1)
+        if len(data) > size:
+            raise GeckoError(f"{path}: it grows while it is read, it had {size:,} bytes")
         return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise GeckoError(f"{path}: no such file") from None
