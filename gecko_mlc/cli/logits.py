@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gecko_mlc.cli.loading import load
-from gecko_mlc.cli.options import ModelArgument, RunOptions
+from gecko_mlc.cli.options import ModelArgument, RunOptions, whole_number
 from gecko_mlc.cli.terminal import console, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.files import parse_json_value, read_text
@@ -70,10 +70,9 @@ def parse_split(split: str | None, count: int) -> list[int]:
     """Lengths that add up to `count`. Raises `GeckoError` with the numbers when they do not."""
     if split is None:
         return [count]
-    parts = split.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    lengths = [whole_number(part) for part in split.split(",")]
+    if not all(lengths):
         raise GeckoError(f"--split {split!r}: expected positive numbers separated by commas")
-    lengths = [int(part) for part in parts]
     if sum(lengths) != count:
         raise GeckoError(f"--split {split!r} adds up to {sum(lengths)}, but there are {count} tokens")
     return lengths

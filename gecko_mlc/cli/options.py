@@ -141,7 +141,13 @@ def parse_overrides(overrides: str, known: dict[str, int]) -> dict[str, int]:
     values = dict(known)
     for item in filter(None, overrides.split(";")):
         key, _, text = (part.strip() for part in item.partition("="))
-        if key not in known or not text.isdigit() or int(text) < 1:
+        if key not in known or not whole_number(text):
             raise GeckoError(f"--overrides {item!r}: expected key=number with a key of {', '.join(known)}")
-        values[key] = int(text)
+        values[key] = whole_number(text)
     return values
+
+
+def whole_number(text: str) -> int:
+    """The positive number in a text; 0 where there is none, or more digits than a count has."""
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) < 20 else 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.bad_inputs import Done, Inputs, make_inputs
+from support.bad_inputs import Inputs, make_inputs
+from support.commands import Done
 
 from gecko_mlc.cli import main
 
@@ -25,12 +27,11 @@ def inputs(whole: Inputs, tmp_path: Path) -> Inputs:
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[[list[str | Path]], Done]:
-    """Run a command in this process, which has imported everything already."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run a command in this process, which has imported everything already, with `text` as standard input."""
 
-    def run(arguments: list[str | Path]) -> Done:
+    def run(arguments: list[str | Path], text: str = "") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         monkeypatch.setenv("GECKO_MLC_HOME", str(tmp_path / "home"))
         monkeypatch.setattr(sys, "argv", ["gecko-mlc", *map(str, arguments)])
         capfd.readouterr()

@@ -16,6 +16,7 @@ from gecko_mlc.convert.checkpoint import open_checkpoint
 from gecko_mlc.convert.weights import convert_weights
 from gecko_mlc.formats.library import METADATA_MARKER
 from gecko_mlc.formats.quantization import quantization
+from support.commands import Done
 from support.models import random_parameters, small_config
 from support.tokens import END, ids, small_tokenizer
 
@@ -62,14 +63,6 @@ class Inputs(NamedTuple):
             "logits": ["logits", self.model, *run, "--tokens", self.tokens, "-o", self.folder / "out.safetensors"],
         }
         return commands[name]
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 def check_refused(done: Done, line: str) -> None:
