@@ -56,10 +56,12 @@ def evaluate(
         baseline_lib=baseline_lib,
     )
     with open_text(text) as file:
-        loaded = load(model, running)
+        loaded = load(model, running, text=True)
         other = None
         if baseline is not None:
-            other = load(baseline, running._replace(model_lib=baseline_lib, state_dtype=None), "loading the baseline")
+            other = load(
+                baseline, running._replace(model_lib=baseline_lib, state_dtype=None), "loading the baseline", True
+            )
         size = text_bytes(file)
         with interruptible() as interrupted, byte_progress("measuring") as progress:
             report = measure(loaded, read_blocks(file, text), other, interrupted, lambda done: progress(done, size))
