@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gecko_mlc.cli.options import AUTO, parse_overrides
-from gecko_mlc.cli.terminal import console, say, show_arguments
+from gecko_mlc.cli.terminal import say, show_arguments, step_progress
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.models import located
 from gecko_mlc.targets import find, targets
@@ -53,7 +53,7 @@ def compile_model(
             **target.arguments(),
             **limits,
         )
-        with console.status("") as status:
+        with step_progress() as step:
             compiled = compile_library(
                 config,
                 dtypes,
@@ -61,7 +61,7 @@ def compile_model(
                 output,
                 **limits,
                 debug_dump=debug_dump,
-                progress=lambda step: status.update(step),
+                progress=step,
             )
     except (ValueError, RuntimeError) as error:
         raise GeckoError(str(error)) from None

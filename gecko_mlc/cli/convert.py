@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from gecko_mlc.cli.options import QuantizationOption
+from gecko_mlc.cli.options import QuantizationOption, choice
 from gecko_mlc.cli.terminal import byte_progress, console, say, show_arguments
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.quantization import Quantization
 from gecko_mlc.formats.quantization import quantization as find_quantization
+from gecko_mlc.formats.templates import TEMPLATES
 
 ConfigArgument = Annotated[
     str,
@@ -23,10 +23,11 @@ ConfigArgument = Annotated[
         " preset.",
     ),
 ]
+FLOATS = ("float32", "float16", "bfloat16")
 OutputOption = Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")]
 TemplateOption = Annotated[
     str | None,
-    typer.Option("--conv-template", help="How a dialogue becomes text: LM, the default, chatml or play, gecko-demo's."),
+    choice("conv-template", list(TEMPLATES), "How a dialogue becomes text; by default LM, of gecko-demo play."),
 ]
 
 
@@ -51,7 +52,7 @@ def convert_weight(
     from gecko_mlc.convert.weights import convert_weights
     from gecko_mlc.models import config_source
 
-    scheme = _quantization(quantization)
+    scheme = find_quantization(quantization)
     show_arguments(config=config, source=source, quantization=quantization, output=output)
     command = shlex.join(["gecko-mlc", *sys.argv[1:]])
     with config_source(config) as path:
@@ -82,7 +83,7 @@ def gen_config(
 
     show_arguments(config=config, quantization=quantization, conv_template=conv_template, output=output)
     with config_source(config) as path:
-        plan_files(path, _quantization(quantization), conv_template or _own_template(config), say).write(output)
+        plan_files(path, find_quantization(quantization), conv_template or _own_template(config), say).write(output)
 
 
 def _own_template(config: str) -> str:
@@ -105,7 +106,7 @@ def _beside(path: Path, config: str) -> Path:
 def random_weight(
     config: Annotated[str, typer.Argument(metavar="PRESET_OR_CONFIG", help="A preset, or a config.json.")],
     output: OutputOption,
-    dtype: Annotated[str, typer.Option(help="Of matrices: float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[str, choice("dtype", FLOATS, "Of matrices.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
 ) -> None:
     """Make a checkpoint of random weights, for benchmarks.
@@ -117,18 +118,9 @@ def random_weight(
     from gecko_mlc.convert.shards import check_space
     from gecko_mlc.models import located
 
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise GeckoError(f"--dtype {dtype!r}: expected float32, float16 or bfloat16")
     model = find_config(str(located(config)), say)
     show_arguments(config=config, dtype=dtype, seed=seed, output=output)
     check_space(output, model.num_parameters() * (4 if dtype == "float32" else 2))
     with byte_progress("writing") as progress:
         write_random_checkpoint(model, output, dtype, seed, progress)
     console.print(f"{model.num_parameters():,} parameters in {output}")
-
-
-def _quantization(name: str) -> Quantization:
-    try:
-        return find_quantization(name)
-    except ValueError as error:
-        raise GeckoError(f"--quantization: {error}") from None

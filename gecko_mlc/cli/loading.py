@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gecko_mlc.cli.options import RunOptions
-from gecko_mlc.cli.terminal import byte_progress, say
+from gecko_mlc.cli.terminal import byte_progress, say, step_progress
 
 if TYPE_CHECKING:
     from gecko_mlc.api import Model
@@ -16,5 +16,5 @@ def load(model: str, running: RunOptions, title: str = "loading", text: bool = F
     tokenizer."""
     from gecko_mlc.api import load_model
 
-    with byte_progress(title) as progress:
-        return load_model(model, say=say, progress=progress, text=text, **running._asdict())
+    with step_progress() as step, byte_progress(title) as progress:
+        return load_model(model, say=say, compiling=step, progress=progress, text=text, **running._asdict())

@@ -48,12 +48,12 @@ def step_progress() -> Iterator[Callable[[str], None]]:
         task = progress.add_task("", start=False)
 
         def update(step: str) -> None:
-            progress.update(task, description=step)
-            if step:
-                progress.start_task(task)
-                progress.start()
-            else:
+            if not step:
                 _erase(progress)
+                return
+            progress.update(task, description=step)
+            progress.start_task(task)
+            progress.start()
 
         yield update
 

@@ -30,8 +30,8 @@ def trust(
     if what is None:
         if remove:
             raise GeckoError("--remove: name the library that is to be trusted no longer")
-        for library in core.trusted_libraries():
-            print(f"{library.sha256}  {library.path}")
+        for known in core.trusted_libraries():
+            print(f"{known.sha256}  {known.path}")
         return
     path = located(what)
     if remove:

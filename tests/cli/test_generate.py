@@ -10,7 +10,7 @@ import pytest
 from support.commands import Done
 
 from gecko_mlc import api
-from gecko_mlc.cache import model_folder
+from gecko_mlc.models import model_folder
 
 Inside = Callable[..., Done]
 

@@ -46,6 +46,11 @@ def test_what_can_be_chosen_is_listed(inside: Inside) -> None:
         ),
         (["bench", "x", "--state-dtype", "int4"], "error: --state-dtype: should be float32, float16, bfloat16 or int8"),
         (["compile", "x", "-o", "x.so", "--quantization", "q9"], "error: --quantization: should be q0f32, q0f16,"),
+        (["gen_config", "x", "-o", "x", "--conv-template", "llama"], "error: --conv-template: should be LM, chatml or"),
+        (
+            ["random_weight", "x", "-o", "x", "--dtype", "int8"],
+            "error: --dtype: should be float32, float16 or",
+        ),
     ],
 )
 def test_another_choice_is_refused_in_a_line(arguments: list[str], message: str, inside: Inside) -> None:
