@@ -7,6 +7,7 @@ begins, and one for the error that it ends with.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.search_path import environment, python
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_DISK_FULL = os.strerror(errno.ENOSPC)
 
 
 class Request(BaseModel):
@@ -41,7 +43,7 @@ def compile_in_process(request: Request, output: Path, step: Callable[[str], Non
     """Compile the library `output`, into a folder that is there; `step` is told each step.
 
     The process ends with this call, however that does, and what it leaves is in the folder. Raises `GeckoError` with
-    what went wrong.
+    what went wrong, and `OSError` for a disk that is full.
     """
     command = python(__name__, request.model_dump_json(), str(output))
     variables = environment(TMPDIR=str(output.parent))
@@ -71,7 +73,10 @@ def compile_in_process(request: Request, output: Path, step: Callable[[str], Non
             process.kill()
             raise
         if process.wait():
-            raise GeckoError(f"compiling failed: {error or _how_it_ended(process.returncode, log)}")
+            error = error or _how_it_ended(process.returncode, log)
+            if _DISK_FULL in error:
+                raise OSError(errno.ENOSPC, _DISK_FULL, str(output.parent.parent))
+            raise GeckoError(f"compiling failed: {error}")
 
 
 def _how_it_ended(code: int, log: TextIO) -> str:

@@ -170,6 +170,19 @@ def test_a_compiler_that_dies(code: str, message: str, tmp_path: Path, monkeypat
     assert str(raised.value) == f"compiling failed: {message}"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.exit('LLVM ERROR: No space left on device')",
+        "print(json.dumps({'error': '[Errno 28] No space left on device'})); sys.exit(1)",
+    ],
+)
+def test_a_full_disk_is_one_line_with_the_way_out(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_process, "python", lambda *_: [sys.executable, "-c", f"import json, sys; {code}"])
+    with pytest.raises(GeckoError, match=r"/home/libs: No space left on device; GECKO_MLC_HOME says where [^\n]*$"):
+        model_library(folder, "cpu")
+
+
 def test_ctrl_c_ends_the_compiler_and_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
