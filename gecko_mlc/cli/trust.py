@@ -41,8 +41,7 @@ def trust(
         return
     from gecko_mlc.formats.library import read_metadata
 
-    libraries = _libraries(path)
-    described = {library: read_metadata(library).target for library in libraries}
+    described = {library: read_metadata(library).target for library in _libraries(path)}
     for library, target in described.items():
         console.print(f"trusted: {core.trust(library)}  {library}, for {target.kind} {target.triple}", markup=False)
 

@@ -10,6 +10,7 @@ import pytest
 from support.models import small_config
 
 from gecko_mlc.compile import link
+from gecko_mlc.compile.hosts import host_triple
 from gecko_mlc.compile.library import compile_library
 from gecko_mlc.compile.target import compile_target
 from gecko_mlc.formats.errors import GeckoError
@@ -37,6 +38,50 @@ def test_features_follow_the_cpu(host: str, mcpu: str | None, machine: CPU, feat
     assert target.hardware == machine
     assert features <= set(target.spec.features)
     assert ("avx512f" in target.spec.features) == (machine.lanes == 16)
+
+
+@pytest.mark.parametrize(
+    ("host", "triple"),
+    [
+        ("linux-x86_64", "x86_64-linux-gnu"),
+        ("linux-aarch64", "aarch64-linux-gnu"),
+        ("linux-arm64", "aarch64-linux-gnu"),
+        ("arm64-linux-gnu", "aarch64-linux-gnu"),
+        ("aarch64-unknown-linux-gnu", "aarch64-linux-gnu"),
+        ("x86_64-pc-linux-gnu", "x86_64-linux-gnu"),
+        ("amd64-linux", "x86_64-linux-gnu"),
+        ("aarch64-linux-musl", "aarch64-linux-musl"),
+    ],
+)
+def test_a_host_has_many_names(host: str, triple: str) -> None:
+    assert host_triple(host) == triple
+    assert host_triple(triple) == triple
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "aarch64-linux-android",
+        "aarch64-apple-ios",
+        "x86_64-pc-windows-msvc",
+        "arm64-apple-darwin",
+        "riscv64-linux-gnu",
+        "macos-arm64",
+        "windows-x86_64",
+        "android-arm64",
+        "ios-arm64",
+        "linux",
+        "x86_64",
+        "aarch64_be-linux-gnu",
+        "x86_64-linux-gnux32",
+        "-",
+    ],
+)
+def test_a_host_that_nothing_is_linked_for_is_refused_with_those_that_are(host: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"--host '{host}': not supported; expected linux-x86_64 or linux-aarch64, or"
+    ):
+        host_triple(host)
 
 
 @pytest.mark.parametrize(
