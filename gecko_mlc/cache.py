@@ -16,9 +16,9 @@ from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from gecko_mlc import __version__
-from gecko_mlc.compile_process import Request, compile_in_process
 from gecko_mlc.formats.chat_config import read_chat_config
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.files import read_json
@@ -27,8 +27,13 @@ from gecko_mlc.formats.versions import VERSIONS
 from gecko_mlc.formats.weights import read_tensor_cache
 from gecko_mlc.home import home_folder, make_once
 from gecko_mlc.runtime.devices import host
+from gecko_mlc.runtime.library import check_library
 from gecko_mlc.targets import Target, find, targets
 from gecko_mlc.trust import check_trusted, is_trusted, sha256, trust
+
+# What compiles is not in a package.
+if TYPE_CHECKING:
+    from gecko_mlc.compile_process import Request
 
 DEMO = "gecko-demo"
 DEMO_TEMPLATE = "play"
@@ -121,11 +126,17 @@ def model_library(
     """
     # What comes with a model is used on `auto`, be it for the slower device.
     candidates = [find(device)] if device != "auto" else sorted(targets(), key=lambda t: not t.player.usable())
-    for target in candidates:
-        library = folder / library_name(target.name)
-        if library.is_file() and (state_dtype is None or state_dtype == read_metadata(library).state_dtype):
-            check_trusted(library)
+    there = [path for target in candidates if (path := folder / library_name(target.name)).is_file()]
+    if state_dtype is not None:
+        there = [path for path in there if read_metadata(path).state_dtype == state_dtype]
+    for library in there:
+        check_trusted(library)
+        try:
+            if library != there[-1]:
+                check_library(library)
             return library
+        except GeckoError as error:
+            say(f"{error.message}: taking the next one")
     target, last = candidates[0], targets()[-1]
     if not target.player.usable():
         raise GeckoError(
@@ -133,9 +144,9 @@ def model_library(
             f" --device {last.name} runs the model all the same"
         )
     if importlib.util.find_spec("gecko_mlc.compile") is None:
-        raise GeckoError(
-            f"{folder}: no library for {target.name} in it, and nothing here to compile one; give it with --model-lib"
-        )
+        kind = target.name if state_dtype is None else f"{target.name} with a {state_dtype} state"
+        found = ", ".join(sorted(file.name for file in folder.glob("*.so"))) or "none"
+        raise GeckoError(f"{folder}: no library for {kind} in it but {found}, and nothing here to compile one")
     path = home_folder() / "libs" / _library_file(folder, target, slots, state_dtype)
 
     def make(output: Path) -> None:
@@ -143,6 +154,8 @@ def model_library(
             say(f"{path} is damaged: compiling it again")
         else:
             say(f"compiling for this machine into {path} (once)")
+        from gecko_mlc.compile_process import compile_in_process
+
         try:
             compile_in_process(_request(folder, target, slots, state_dtype), output, compiling)
         except GeckoError as error:
@@ -162,6 +175,8 @@ def model_library(
 
 
 def _request(folder: Path, target: Target, slots: int, state_dtype: str | None) -> Request:
+    from gecko_mlc.compile_process import Request
+
     chat_config, installed = read_chat_config(folder), target.player.installed()
     return Request(
         config=chat_config.config,

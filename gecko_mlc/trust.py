@@ -68,8 +68,9 @@ def check_undamaged(library: Path) -> None:
     """Raise `GeckoError` for a library that is not what was compiled, or trusted, at its place."""
     if str(library.resolve()) in {known.path for known in _known()} and not is_trusted(library):
         raise GeckoError(
-            f"{library}: damaged or replaced: not the bytes that were compiled or trusted here; compile it again, or"
-            f" say `gecko-mlc trust {library}` if they should be others"
+            f"{library}: damaged or replaced: not the bytes that were compiled or trusted here; say"
+            f" `gecko-mlc trust {library}` if they should be others",
+            "compile it again",
         )
 
 

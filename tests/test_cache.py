@@ -35,6 +35,9 @@ from gecko_mlc.trust import trust
         (90, ("cpu",), "auto", "cpu"),
         (None, ("cuda",), "auto", "cuda"),
         (90, ("cpu", "cuda"), "cpu", "cpu"),
+        # Compiled for other GPUs.
+        (75, ("cpu", "cuda"), "auto", "cpu"),
+        (75, ("cuda",), "auto", "cuda"),
     ],
 )
 def test_a_library_that_comes_along(
@@ -47,6 +50,12 @@ def test_a_library_that_comes_along(
 ) -> None:
     monkeypatch.setenv("GECKO_MLC_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(nvidia, "usable", lambda: capability)
+
+    def check_library(path: Path) -> None:
+        if capability == 75 and path.stem == "cuda":
+            raise GeckoError(f"{path}: compiled for sm_80")
+
+    monkeypatch.setattr(cache, "check_library", check_library)
     for kind in there:
         (tmp_path / library_name(kind)).touch()
         trust(tmp_path / library_name(kind))
@@ -77,7 +86,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
         step("linking")
         output.write_text(f"library {len(asked)}")
 
-    monkeypatch.setattr(cache, "compile_in_process", compile_nothing)
+    monkeypatch.setattr(compile_process, "compile_in_process", compile_nothing)
     return asked
 
 

@@ -88,9 +88,9 @@ HOUSE = {
     "gecko_mlc/convert": "gecko_mlc/config.py gecko_mlc/reference runtime/devices runtime/text",
     "gecko_mlc/compile_process.py": "gecko_mlc/search_path.py gecko_mlc/config.py compile/target.py compile/library.py",
     "gecko_mlc/cache.py": """gecko_mlc/home.py gecko_mlc/trust.py gecko_mlc/convert gecko_mlc/compile_process.py
-        runtime/devices""",
+        runtime/devices runtime/library.py""",
     "gecko_mlc/models.py": "gecko_mlc/home.py gecko_mlc/config.py gecko_mlc/cache.py",
-    "gecko_mlc/package": "gecko_mlc/trust.py gecko_mlc/models.py runtime/players",
+    "gecko_mlc/package": "gecko_mlc/search_path.py gecko_mlc/trust.py gecko_mlc/models.py runtime/players",
     "gecko_mlc/api.py": "gecko_mlc/trust.py gecko_mlc/cache.py gecko_mlc/models.py runtime/*",
     "gecko_mlc/cli": """gecko_mlc/search_path.py gecko_mlc/home.py gecko_mlc/trust.py gecko_mlc/config.py
         gecko_mlc/convert gecko_mlc/cache.py gecko_mlc/models.py gecko_mlc/package gecko_mlc/api.py compile/*

@@ -10,6 +10,7 @@ from contextlib import suppress
 from gecko_mlc.cli.interrupts import pressed
 from gecko_mlc.formats.errors import GeckoError, OptionError
 from gecko_mlc.formats.memory import is_shortage
+from gecko_mlc.home import package
 
 INTERRUPTED, READER_GONE = 130, 141
 
@@ -42,7 +43,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, OptionError):
         return _failed(f"--{error.option.replace('_', '-')}: {error.reason}")
     if isinstance(error, GeckoError):
-        return _failed(str(error))
+        return _failed(_told(error))
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in ("gecko_mlc", "tvm"):
         # What `package` writes has the running side alone.
         return _failed(f"there is no {error.name} here; this needs all of gecko-mlc, not a package")
@@ -53,6 +54,13 @@ def _exit_code(error: BaseException) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}")
     raise error
+
+
+def _told(error: GeckoError) -> str:
+    """What an error says; in a package, that what it lacks is made elsewhere."""
+    if error.making and package() is not None:
+        error = GeckoError(error.message, f"where this package was made, {error.making}")
+    return str(error)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

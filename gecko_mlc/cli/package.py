@@ -52,14 +52,15 @@ def package(
     from gecko_mlc.cache import library_name
     from gecko_mlc.convert.chat_config import find_config
     from gecko_mlc.formats.chat_config import CHAT_CONFIG
-    from gecko_mlc.models import model_folder
+    from gecko_mlc.models import is_demo, located, model_folder
     from gecko_mlc.package.requirements import fetch_wheels
     from gecko_mlc.package.runtime import OWN_NAMES, copy_model, new_folder, total_bytes, write_readme, write_runtime
+    from gecko_mlc.trust import TRUSTED, write_trusted
 
     wanted = [find(name).name for name in ",".join(device).split(",")]
     devices = {target.name: target.player for target in targets() if target.name in wanted}
     model_names = [_name(model, quantization) for model in models]
-    models = [str(model_folder(model, say)) if model == DEMO else model for model in models]
+    models = [str(model_folder(model, say) if is_demo(model) else located(model)) for model in models]
     if twice := sorted({name for name in model_names if model_names.count(name) > 1}):
         raise GeckoError(f"two of the models are called {twice[0]}; rename one")
     if taken := sorted(OWN_NAMES & set(model_names)):
@@ -73,10 +74,12 @@ def package(
                 fetch_wheels(folder)
         write_readme(folder, devices, host.architecture(), model_names)
         size = total_bytes(folder)
+        libraries: list[Path] = []
         for model, name in zip(models, model_names, strict=True):
             (folder / name).mkdir()
             for kind, player in devices.items():
                 library = folder / name / library_name(kind)
+                libraries.append(library)
                 # Beside a GPU's library, --arch says nothing of the host's.
                 own_arch = None if player.on_host and len(devices) > 1 else arch
                 compile_model(
@@ -85,6 +88,9 @@ def package(
             if (Path(model) / CHAT_CONFIG).is_file():
                 with byte_progress(f"copying {name}") as progress:
                     copy_model(Path(model), folder / name, weights, progress)
+            else:
+                say(f"{name} is a library alone: {model} is no model folder, which has weights")
+        write_trusted(folder / TRUSTED, libraries)
     console.print(f"{output}: {size / 1e6:.1f} MB besides the models' folders; its README.md says how to run it")
 
 

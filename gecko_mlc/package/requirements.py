@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+from gecko_mlc import search_path
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.runtime.players.player import Player
 
@@ -53,9 +53,11 @@ def fetch_wheels(folder: Path) -> None:
 
     Raises `GeckoError` with pip's reason when it cannot.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-    command += ["--dest", str(folder / WHEELS), "--requirement", str(folder / REQUIREMENTS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ["--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+    files = ["--dest", str(folder / WHEELS), "--requirement", str(folder / REQUIREMENTS)]
+    command = search_path.python("pip", "download", *options, *files)
+    environment = search_path.environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise GeckoError(

@@ -25,11 +25,15 @@ from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.weights import TENSOR_CACHE, read_tensor_cache
 from gecko_mlc.package.requirements import REQUIREMENTS, WHEELS, oldest_python, requirements
 from gecko_mlc.runtime.players.player import Player
+from gecko_mlc.trust import TRUSTED
 
 # The running side, with all folders below these or the files alone; everything else compiles, trains or checks.
 _PACKAGES = {"gecko_mlc": False, "gecko_mlc.cli": True, "gecko_mlc.formats": True, "gecko_mlc.runtime": True}
 # In them, what makes models.
-_MAKING = ("config.py", "state.py", "cli/compile.py", "cli/compiling.py", "cli/convert.py", "cli/package.py")
+_MAKING = (
+    *("config.py", "state.py", "compile_process.py"),
+    *("cli/compile.py", "cli/compiling.py", "cli/convert.py", "cli/package.py"),
+)
 # Folders of TVM's package that its runtime does without.
 _COMPILER_FOLDERS = (
     "3rdparty",
@@ -69,7 +73,9 @@ try:
     from pathlib import Path
 
     from gecko_mlc.cli import main
+    from gecko_mlc.home import use_package
 
+    use_package(Path(here))
     main()
 except ModuleNotFoundError as error:
     install = [sys.executable, "-m", "venv", venv, "&&", own] if bare else [sys.executable]
@@ -103,7 +109,7 @@ is like it, with the same version of Python, and give pip there `{offline}` besi
 
     python3 -m pip download --only-binary=:all: --dest wheels -r requirements.txt"""
 # What a model cannot be called.
-OWN_NAMES = {"gecko-mlc", "python", REQUIREMENTS, WHEELS, "trusted.json", "README.md"}
+OWN_NAMES = {"gecko-mlc", "python", REQUIREMENTS, WHEELS, TRUSTED, "README.md"}
 # Files whose names begin so go wherever their folder goes.
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 

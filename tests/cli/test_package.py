@@ -30,12 +30,20 @@ class Package(NamedTuple):
     folder: Path
     python: Path
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(self.python), str(self.folder / "gecko-mlc"), *arguments]
+    def run(self, *arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return self.start(self.python, self.folder / "gecko-mlc", *arguments, cwd=cwd)
+
+    def start(self, *command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         environment |= {"PYTHONDONTWRITEBYTECODE": "1", "GECKO_MLC_HOME": str(self.folder.parent / "home")}
         return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=100, check=False
+            [str(part) for part in command],
+            cwd=cwd or self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
         )
 
 
@@ -84,9 +92,56 @@ def test_it_generates(package: Package) -> None:
     assert "20 out" in done.stderr
 
 
+GREEDY = ("generate", "tiny", "--prompt", "And the king", "--max-tokens", "5", "--temperature", "0")
+
+
+def test_it_runs_from_any_folder_and_through_a_link(package: Package, tmp_path: Path) -> None:
+    """By its own Python, if it has one; nothing is imported from where it is started, or beside it, and nothing is
+    written."""
+    expected = package.run(*GREEDY).stdout
+    for folder in (tmp_path, package.folder):
+        (folder / "typer.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "link").symlink_to(package.folder / "gecko-mlc")
+    (package.folder / "venv").symlink_to(package.python.parents[1])
+    try:
+        for python in (str(package.python), sys._base_executable):  # type: ignore[attr-defined]
+            done = package.start(python, tmp_path / "link", *GREEDY, cwd=tmp_path)
+            assert (done.returncode, done.stdout) == (0, expected), done.stderr
+    finally:
+        (package.folder / "venv").unlink()
+        (package.folder / "typer.py").unlink()
+    assert {file.name for file in tmp_path.iterdir()} == {"typer.py", "link"}
+    assert not (package.folder.parent / "home").exists()
+
+
+def test_what_mends_it_is_done_elsewhere(package: Package, tmp_path: Path) -> None:
+    """It names its models and devices; what needs all of gecko-mlc is for where it was made."""
+    done = package.run("chat", "gecko-demo")
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: gecko-demo: no such model folder; in this package: tiny\n")
+    done = package.run("info", "nothing.so")
+    assert (
+        done.stderr
+        == "error: nothing.so: no such library; where this package was made, `gecko-mlc compile` makes one\n"
+    )
+    done = package.run("generate", "tiny", "-p", "x", "--state-dtype", "int8")
+    assert "tiny: no library for cpu with a int8 state in it but cpu.so, and nothing here to compile" in done.stderr
+    library = package.folder / "tiny" / "cpu.so"
+    content = library.read_bytes()
+    try:
+        library.write_bytes(content[:-9] + b"x" + content[-8:])
+        done = package.run("generate", "tiny", "-p", "x")
+        assert done.returncode == 1
+        assert "cpu.so: damaged" in done.stderr
+    finally:
+        library.write_bytes(content)
+
+
 def test_it_is_small_and_holds_what_runs_alone(package: Package) -> None:
     files = {str(file.relative_to(package.folder)) for file in package.folder.rglob("*")}
-    making = "libtvm_compiler|tvm/relax|gecko_mlc/(config|state|compile|model|tir|convert|package|demo|reference|integ)"
+    making = (
+        "libtvm_compiler|tvm/relax|gecko_mlc/(config|state|compile|model/|tir|convert|package|demo|reference|integ)"
+    )
     assert not [file for file in files if re.search(rf"{making}|cli/(compil|convert|package)", file)]
     assert {"tiny/cpu.so", "tiny/tokenizer.json", "python/tvm/NOTICE", "requirements.txt", "README.md"} <= files
     assert not {"tiny/notes.txt", "tiny/other.so"} & files
@@ -106,7 +161,9 @@ def test_it_says_what_it_is_and_is_not(package: Package) -> None:
     assert "none (this is the part of gecko-mlc that runs models)" in package.run("info").stdout
     assert "runs here" in package.run("info", "tiny/cpu.so").stdout
     (package.folder / "tiny" / "cpu.so").rename(package.folder / "tiny" / "other.so")
-    assert "no library for cpu in it, and nothing here to compile one" in package.run("chat", "tiny").stderr
+    assert (
+        "no library for cpu in it but other.so, and nothing here to compile one" in package.run("chat", "tiny").stderr
+    )
     (package.folder / "tiny" / "other.so").rename(package.folder / "tiny" / "cpu.so")
 
 
@@ -117,7 +174,7 @@ def test_without_its_requirements(package: Package) -> None:
     assert done.returncode == 1
     venv = re.escape(str(package.folder / "venv"))
     install = rf"\S+ -m venv {venv} && {venv}/bin/python -m pip install -r \S+/requirements.txt"
-    assert re.fullmatch(rf"error: there is no typer; install it: {install}\n", done.stderr)
+    assert re.fullmatch(rf"error: there is no \w+; install it: {install}\n", done.stderr)
 
 
 OLDER = """
