@@ -114,3 +114,22 @@ def test_files_have_their_own_errors() -> None:
 def test_a_conversation_needs_no_options() -> None:
     model = FakeModel(FakeEngine(vocabulary=list(range(97, 100)), chunk_size=64))
     assert "".join(Conversation(model).say("x")) == "".join(Conversation(model).say("x", model.options()))
+
+
+def test_two_answers_in_one_slot_that_are_read_in_turn_are_each_as_if_alone() -> None:
+    model = FakeModel(FakeEngine(asynchronous=False, vocabulary=list(range(97, 100)), chunk_size=64))
+    options = model.options(max_tokens=8)
+    alone = ["".join(model.generate(prompt, options)) for prompt in ("x", "y")]
+    both = [model.generate(prompt, options, slot=0) for prompt in ("x", "y")]
+    said = ["", ""]
+    for _ in range(8):
+        said = [text + next(answer, "") for text, answer in zip(said, both, strict=True)]
+    assert said == alone
+
+
+def test_progress_of_a_prompt_is_told() -> None:
+    answer = FakeModel(FakeEngine(chunk_size=8)).generate("x" * 20)
+    told: list[tuple[int, int]] = []
+    answer.stream.progress = lambda done, total: told.append((done, total))
+    next(answer, None)
+    assert told == [(8, 20), (16, 20), (20, 20)]
