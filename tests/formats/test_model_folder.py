@@ -114,6 +114,15 @@ def load(folder: Path, expected: list[Parameter]) -> list[Any]:
         return reader.load(NumPyPlayer({}))
 
 
+@pytest.mark.parametrize("room", [-1, 0, 100, None])
+def test_all_is_read_however_little_room_there_is(room: int | None, folder: Path) -> None:
+    """Fewer shards at a time."""
+    parameter = Parameter(name="rope.cos", shape=(16, 4), dtype="float32")
+    with ParameterReader(folder, [parameter], room) as reader:
+        (tensor,) = reader.load(NumPyPlayer({}))
+    np.testing.assert_array_equal(tensor, load(folder, [parameter])[0])
+
+
 @pytest.mark.parametrize("checksum", ["sha256", "md5"])
 def test_a_flipped_bit_is_found_at_load(checksum: str, folder: Path) -> None:
     """By the sha256, or the md5 in folders of MLC's, which have no other."""
