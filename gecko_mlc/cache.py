@@ -101,7 +101,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         read_tensor_cache(folder)
         return all(sha256(folder / name) == digest for name, digest in read_json(folder / _CONTENTS).items())
-    except GeckoError:
+    except (GeckoError, ValueError):  # No system has such a name.
         return False
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.files import atomic_write, read_json, validated
@@ -23,7 +24,7 @@ class TrustedLibrary(BaseModel):
     """A library by its bytes, and where it was: a path from the folder of the list."""
 
     sha256: str
-    path: str
+    path: Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
 class TrustedLibraries(BaseModel):

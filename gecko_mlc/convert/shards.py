@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.files import atomic_write
+from gecko_mlc.formats.files import atomic_write, read_json
 from gecko_mlc.formats.library import TensorSpec
 from gecko_mlc.formats.weights import (
     CONVERSION,
@@ -138,8 +138,8 @@ def _pack(parts: Sequence[Part]) -> list[_Shard]:
 def _resume(work: Path, shards: Sequence[_Shard], identity: str, command: str, say: Say) -> dict[str, ShardRecord]:
     """Records of the shards that are there; what another conversion left in `work` goes."""
     try:
-        before = json.loads((work / CONVERSION).read_text())["identity"]
-    except (OSError, ValueError, KeyError):
+        before = read_json(work / CONVERSION).get("identity")
+    except GeckoError:
         before = None
     records = {}
     if before == identity:

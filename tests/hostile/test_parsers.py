@@ -22,23 +22,25 @@ from safetensors.numpy import save
 from support.hostile import changed, changed_bytes, json_files, json_text
 from support.metadata import metadata
 from support.models import small_config
-from support.tokens import small_tokenizer
+from support.tokenizer_kinds import KINDS
 
 from gecko_mlc.cli.logits import read_ids
 from gecko_mlc.config import GeckoConfig, dump_config
 from gecko_mlc.convert.chat_config import find_config, plan_files, read_model_config
 from gecko_mlc.convert.checkpoint import open_checkpoint
+from gecko_mlc.convert.shards import Part, write_weights
 from gecko_mlc.formats.chat_config import CHAT_CONFIG, ChatConfig, read_chat_config, write_chat_config
 from gecko_mlc.formats.errors import GeckoError
 from gecko_mlc.formats.expression import evaluate, infix, parse_expression
 from gecko_mlc.formats.files import parse_json, read_json
-from gecko_mlc.formats.library import METADATA_MARKER, Metadata, read_metadata
+from gecko_mlc.formats.library import METADATA_MARKER, Metadata, TensorSpec, read_metadata
 from gecko_mlc.formats.plan import PLAN_MARKER, dump_plan, parse_plan, read_plan
 from gecko_mlc.formats.quantization import quantization
 from gecko_mlc.formats.templates import TEMPLATES
 from gecko_mlc.formats.weights import CONVERSION, TENSOR_CACHE, WORKING_FOLDER, check_folder, read_tensor_cache
 from gecko_mlc.runtime.text.templates import turn
 from gecko_mlc.runtime.text.tokenizer import TOKENIZER, Tokenizer
+from gecko_mlc.trust import TRUSTED, check_trusted, is_trusted
 
 SEEDS = Path(__file__).parent / "seeds"
 PLANS = Path(__file__).parents[1] / "plans"
@@ -77,11 +79,13 @@ TENSORS = {
 METADATA = json.loads(metadata("gecko-demo", "cpu", quantization("q4f16_1")).model_dump_json(by_alias=True))
 METADATA.update(parameters=METADATA["parameters"][:3], state=METADATA["state"][:2], workspace_bytes={"decode": 64})
 CUDA = {"kind": "cuda", "architectures": [80], "ptx": [90], "minimum_cuda": [12, 4]}
+TEXT = "the king\n\nis <s>dead, é\U0001f600"
 PLAN = json.loads((PLANS / "minimal.json").read_text())
 
 
-def tokenizer_json() -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(small_tokenizer()._tokenizer.to_str())
+@functools.cache
+def tokenizer_json(kind: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(KINDS[kind]().to_str())
     return result
 
 
@@ -272,13 +276,43 @@ def test_expression(value: Any, size: int) -> None:
     assert infix(expression).isprintable()
 
 
-@given(json_files(tokenizer_json()))
+def tokenizer_files() -> st.SearchStrategy[bytes]:
+    """Changed files of each kind of tokenizer."""
+    return st.sampled_from(sorted(KINDS)).flatmap(lambda kind: json_files(tokenizer_json(kind)))
+
+
+@given(tokenizer_files())
 def test_tokenizer(folder: Path, data: bytes) -> None:
-    """What is loaded encodes and decodes."""
+    """What is loaded encodes, anywhere in a stream, and decodes."""
     (folder / TOKENIZER).write_bytes(data)
-    tokenizer = attempt(lambda: Tokenizer(folder, 300), TOKENIZER)
+    tokenizer = attempt(lambda: Tokenizer(folder, 1000), TOKENIZER)
     if tokenizer is not None:
-        ids = attempt(lambda: tokenizer.encode("a\n\nb <s>é\U0001f600"), TOKENIZER)
-        if ids is not None:
-            assert all(0 <= i < 300 for i in ids)
-            attempt(lambda: tokenizer.decode([*ids, 0, 299]), TOKENIZER)
+        for begins in (True, False):
+            ids = attempt(functools.partial(tokenizer.encode, TEXT, begins=begins), "")
+            if ids is not None:
+                assert all(0 <= i < 1000 for i in ids)
+                attempt(functools.partial(tokenizer.decode, [*ids, 0, 999]), "")
+
+
+@given(json_files({"libraries": [{"sha256": "0" * 64, "path": "lib.so"}, {"sha256": "1" * 64, "path": "/x/lib.so"}]}))
+def test_trusted(folder: Path, data: bytes) -> None:
+    """Nothing is trusted for a list that is damaged, and nothing fails."""
+    library = folder / "untrusted.so"
+    library.write_bytes(b"code")
+    (folder / TRUSTED).write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GECKO_MLC_HOME", str(folder))
+        assert not is_trusted(library)
+        assert attempt(lambda: check_trusted(library), "untrusted.so") is None
+
+
+@given(json_files({"command": "x", "identity": "y"}))
+def test_a_conversion_goes_on_whatever_was_left(folder: Path, data: bytes) -> None:
+    model = folder / "resumed"
+    work = model / WORKING_FOLDER
+    work.mkdir(exist_ok=True, parents=True)
+    (work / CONVERSION).write_bytes(data)
+    parameters = {"embed.weight": np.ones((2, 3), np.float32)}
+    part = Part((TensorSpec(name="x", shape=(2, 3), dtype="float32"),), lambda: list(parameters.values()))
+    write_weights(model, [part], 6, "z", "", lambda done, total: None, lambda text: None)
+    assert len(read_tensor_cache(model).records) == 1
