@@ -13,8 +13,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.formats.library import TensorSpec
+from gecko_mlc.formats.errors import GeckoError, LogitsError
+from gecko_mlc.formats.library import NO_TOKEN, TensorSpec
 from gecko_mlc.formats.memory import MemoryShortage, is_shortage
 from gecko_mlc.formats.sampling import Sampling
 from gecko_mlc.runtime.devices.memory import free_memory
@@ -142,13 +142,13 @@ class Engine:
     @_alone
     def score(self, slot: int, tokens: Sequence[int], targets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Consume `tokens`; log-probabilities [n] of the tokens `targets` that follow each of them, and
-        the entropies [n] of the distributions, in nats."""
+        the entropies [n] of the distributions, in nats. Raises `LogitsError` where logits are no numbers."""
         if not len(tokens):
             raise GeckoError("no tokens: expected at least one")
         if len(targets) != len(tokens):
             raise GeckoError(f"{len(tokens)} tokens but {len(targets)} targets")
         self._check_ids(targets, self.num_outputs)
-        results, done = [], 0
+        results, done, first = [], 0, self.positions[slot]
         for piece in self._pieces(slot, tokens):
             n = len(piece)
             view = self._filled(self._targets, targets[done : done + n])
@@ -156,8 +156,11 @@ class Engine:
             self._prefill("score", slot, piece, view, *outputs)
             results.append([self.player.download(output) for output in outputs])
             done += n
-        log_probabilities, entropies = zip(*results, strict=True)
-        return np.concatenate(log_probabilities), np.concatenate(entropies)
+        log_probabilities, entropies = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        numbers = np.isfinite(log_probabilities) & np.isfinite(entropies)
+        if not numbers.all():
+            raise LogitsError(first + int(numbers.argmin()) + 1)
+        return log_probabilities, entropies
 
     @_alone
     def decode(self, slots: Sequence[int]) -> None:
@@ -187,7 +190,7 @@ class Engine:
 
     @_alone
     def sample(self, slots: Sequence[int]) -> None:
-        """Draw the next current token of each slot from its logits."""
+        """Draw the next current token of each slot from its logits: `NO_TOKEN` where those are no numbers."""
         self.player.replay(["sample"], [self._slot_view(slots)])
 
     @_alone
@@ -213,8 +216,11 @@ class Engine:
 
     @_alone
     def token(self, slot: int) -> int:
-        """The current token."""
-        return int(self.read("token", slot))
+        """The current token. Raises `LogitsError` where `sample` could draw none."""
+        token = int(self.read("token", slot))
+        if token == NO_TOKEN:
+            raise LogitsError(self.positions[slot])
+        return token
 
     @_alone
     def logits(self, slot: int) -> np.ndarray:

@@ -16,6 +16,8 @@ Expr = Any
 
 # Scores that no softmax may see; finite, so that a difference of two is a number.
 MASKED = -1e30
+# The largest number in fp32.
+LARGEST = (2.0 - 2.0**-23) * 2.0**127
 
 
 def f32(value: float) -> Expr:

@@ -33,3 +33,13 @@ class OptionError(GeckoError):
 
 class DamagedError(GeckoError):
     """A file is not what was written: its checksum differs."""
+
+
+class LogitsError(GeckoError):
+    """Logits that are no numbers: nothing can be drawn from them, and what they say of a text means nothing."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(
+            f"the logits after token {position:,} are no numbers: the model has weights that are none, which `gecko-mlc"
+            " info --check` finds, or computes with larger ones than its dtype holds; convert with q0f32 or q0bf16"
+        )

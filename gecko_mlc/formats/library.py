@@ -70,6 +70,9 @@ SAMPLING_PARAMETERS = (
     "presence_penalty",
     "frequency_penalty",
 )
+# What `sample` draws from logits that are no numbers, of which one is NaN or infinity, or all are minus infinity;
+# `decode` takes it for token 0, lest it reads out of bounds.
+NO_TOKEN = -1
 # How many tokens the state tensor `recent` remembers for a host that reads them late.
 RECENT_TOKENS = 64
 

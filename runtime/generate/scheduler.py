@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Tokens
 from typing import Any
 
+from gecko_mlc.formats.errors import LogitsError
 from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.generate.sequence import Sequence
 from gecko_mlc.runtime.state.slots import Lease, entered
@@ -121,6 +122,11 @@ class Stream:
             self.lease.engine.set_draws(slot, self.options.seed, drawn[: answer.tokens])
         self._drop_checkpoint()
 
+    def check(self) -> None:
+        """Raise `LogitsError` where the answer ended because no token could be drawn."""
+        if self.sequence.finish_reason == "error":
+            raise LogitsError(self._first + len(self.prompt) + len(self.sequence.drawn) - 1)
+
     def _ends_tile(self) -> bool:
         return bool(self.lease.engine.ends_tile(self.lease.position))
 
@@ -165,7 +171,8 @@ class Stream:
 def run(streams: Tokens[Stream], interrupted: Callable[[], bool] = lambda: False) -> Iterator[tuple[Stream, str]]:
     """Answer the prompts of streams of one engine: pieces of text as they become certain, with whose they are.
 
-    However it ends, by an exception or because nobody reads on, every state is settled.
+    However it ends, by an exception or because nobody reads on, every state is settled. Raises `LogitsError`, when all
+    others have ended, where no token could be drawn for one of them.
     """
     engine = streams[0].lease.engine
     try:
@@ -193,6 +200,8 @@ def run(streams: Tokens[Stream], interrupted: Callable[[], bool] = lambda: False
                 for stream in live:
                     stream.keep_undoable(engine.asynchronous)
                 read = _draw(engine, live)
+        for stream in streams:
+            stream.check()
     finally:
         for stream in streams:
             stream.settle()

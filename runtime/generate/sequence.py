@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence as Tokens
 from typing import Literal, NamedTuple
 
+from gecko_mlc.formats.library import NO_TOKEN
 from gecko_mlc.runtime.generate.options import GenerationOptions
 from gecko_mlc.runtime.text.stop_strings import StopStrings
 from gecko_mlc.runtime.text.stream import REPLACEMENT, TextStream
 from gecko_mlc.runtime.text.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length", "interrupted"]
+FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 
 class Answer(NamedTuple):
@@ -48,8 +49,10 @@ class Sequence:
         return self._settled
 
     def push(self, token: int) -> str:
-        """The text that is certain with `token`. Sets `finish_reason` where that ends it."""
+        """The text that is certain with `token`. Sets `finish_reason` where that ends it, as `NO_TOKEN` does."""
         self.drawn.append(token)
+        if token == NO_TOKEN:
+            return self.end("error")
         if token in self._options.stop_tokens:
             return self.end("stop")
         special = self._tokenizer.special_text(token)

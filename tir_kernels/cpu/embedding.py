@@ -33,7 +33,7 @@ def take(vocab_size: int, dim: int, scale: float, weights: WeightFormat) -> tirx
 
 @functools.cache
 def current_tokens(slots: int) -> tirx.PrimFunc:
-    """Kernel (token [S] int32, slots [b]) → tokens [b]: what `decode` continues with."""
+    """Kernel (token [S] int32, slots [b]) → tokens [b]: what `decode` continues with, 0 where none was drawn."""
 
     @kernel
     def compute(token: T.Buffer((slots,), "int32"), slots_handle: T.handle, tokens_handle: T.handle):
@@ -41,7 +41,7 @@ def current_tokens(slots: int) -> tirx.PrimFunc:
         slot_ids = T.match_buffer(slots_handle, (b,), "int32")
         tokens = T.match_buffer(tokens_handle, (b,), "int32")
         for i in T.serial(b):
-            tokens[i] = token[slot_ids[i]]
+            tokens[i] = T.max(token[slot_ids[i]], 0)
 
     return compute
 

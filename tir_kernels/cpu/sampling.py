@@ -5,13 +5,14 @@ candidates tied at a threshold are all kept. A seed and a count of tokens decide
 """
 
 import functools
+import math
 
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.formats.library import RECENT_TOKENS, SAMPLING_PARAMETERS
+from gecko_mlc.formats.library import NO_TOKEN, RECENT_TOKENS, SAMPLING_PARAMETERS
 from gecko_mlc.tir_kernels.cpu.reduction import clear, sum_lanes
-from gecko_mlc.tir_kernels.expressions import MASKED, Expr, exp, f32
+from gecko_mlc.tir_kernels.expressions import LARGEST, MASKED, Expr, exp, f32
 from gecko_mlc.tir_kernels.hardware import CPU
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.threefry import random_word
@@ -23,7 +24,8 @@ def sample(outputs: int, candidates: int, slots: int, hardware: CPU) -> tirx.Pri
     token [S], recent [S, 64]) → scores, weights [b, O] (scratch).
 
     Draws one of the first `candidates` outputs for each named slot, and updates random, counts, token and
-    recent in place. A temperature of 0 takes the first largest score.
+    recent in place. A temperature of 0 takes the first largest score. `NO_TOKEN` is drawn, and not counted, where
+    logits are no numbers: one is NaN or infinity, or all are minus infinity.
     """
     width = hardware.width(candidates)
 
@@ -67,29 +69,36 @@ def sample(outputs: int, candidates: int, slots: int, hardware: CPU) -> tirx.Pri
             words = T.alloc_buffer((2,), "uint32")
             keys = T.alloc_buffer((3,), "uint32")
             slot: T.let = slot_ids[i]
-            # 1. Penalties and temperature; the largest score.
-            for o in T.serial(candidates):
-                scores[i, o] = logits[slot, o]
-                if counts[slot, o] > 0:
-                    if scores[i, o] > T.float32(0):
-                        scores[i, o] = scores[i, o] / sampling[slot, 4]
-                    else:
-                        scores[i, o] = scores[i, o] * sampling[slot, 4]
-                    scores[i, o] = (
-                        scores[i, o] - sampling[slot, 5] - sampling[slot, 6] * T.Cast("float32", counts[slot, o])
-                    )
-                if sampling[slot, 0] > T.float32(0):
-                    scores[i, o] = scores[i, o] / sampling[slot, 0]
-            maximum[0] = T.float32(MASKED)
-            chosen[0] = 0
-            for o in T.serial(candidates):
-                if scores[i, o] > maximum[0]:
-                    maximum[0] = scores[i, o]
-                    chosen[0] = o
-            if sampling[slot, 0] > T.float32(0):
+            temperature: T.let = sampling[slot, 0]
+            repetition: T.let = sampling[slot, 4]
+            presence: T.let = sampling[slot, 5]
+            frequency: T.let = sampling[slot, 6]
+            # 1. Whether logits are numbers; penalties; the largest score.
+            sum_where(total, width, candidates, lambda o: T.Select(logits[slot, o] <= f32(LARGEST), f32(0.0), f32(1.0)))
+            for o in T.serial(candidates // width):
+                for lane in T.vectorized(width):
+                    scores[i, o * width + lane] = logits[slot, o * width + lane]
+            if repetition != T.float32(1) or presence != T.float32(0) or frequency != T.float32(0):
+                for o in T.serial(candidates):
+                    if counts[slot, o] > 0 and scores[i, o] > T.float32(-math.inf):
+                        if scores[i, o] > T.float32(0):
+                            scores[i, o] = scores[i, o] / repetition
+                        else:
+                            scores[i, o] = scores[i, o] * repetition
+                        scores[i, o] = scores[i, o] - presence - frequency * T.Cast("float32", counts[slot, o])
+                        scores[i, o] = T.max(T.min(scores[i, o], f32(LARGEST)), f32(-LARGEST))
+            maximum[0] = T.float32(-math.inf)
+            chosen[0] = NO_TOKEN
+            if total[0] == T.float32(0):
+                for o in T.serial(candidates):
+                    if scores[i, o] > maximum[0]:
+                        maximum[0] = scores[i, o]
+                        chosen[0] = o
+            if temperature > T.float32(0) and chosen[0] != NO_TOKEN:
+                # A temperature near zero makes every other score infinitely smaller than the largest.
                 for o in T.serial(candidates // width):
                     for lane in T.vectorized(width):
-                        weights[i, o * width + lane] = exp(scores[i, o * width + lane] - maximum[0])
+                        weights[i, o * width + lane] = exp((scores[i, o * width + lane] - maximum[0]) / temperature)
                 # 2. top-k: the largest threshold that k scores reach.
                 if sampling[slot, 1] > T.float32(0):
                     threshold[0] = T.uint32(0)
@@ -126,7 +135,7 @@ def sample(outputs: int, candidates: int, slots: int, hardware: CPU) -> tirx.Pri
                                 f32(0.0),
                             ),
                         )
-                        if reached[0] >= sampling[slot, 2] * total[0]:
+                        if reached[0] >= T.max(sampling[slot, 2], f32(2.0**-30)) * total[0]:
                             threshold[0] = trial[0]
                     for o in T.serial(candidates):
                         if T.reinterpret("uint32", weights[i, o]) < threshold[0]:
@@ -144,7 +153,8 @@ def sample(outputs: int, candidates: int, slots: int, hardware: CPU) -> tirx.Pri
                         chosen[0] = o
                         total[0] = total[0] - weights[i, o]
             token[slot] = chosen[0]
-            counts[slot, chosen[0]] = counts[slot, chosen[0]] + 1
+            if chosen[0] != NO_TOKEN:
+                counts[slot, chosen[0]] = counts[slot, chosen[0]] + 1
             recent[slot, random[slot, 2] % RECENT_TOKENS] = chosen[0]
             random[slot, 2] = random[slot, 2] + 1
 

@@ -8,6 +8,7 @@ import numpy as np
 
 PARITY = 0x1BD11BDA
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+LARGEST = np.finfo(np.float32).max
 
 
 class Settings(NamedTuple):
@@ -37,16 +38,26 @@ def threefry(seed: tuple[int, int], counter: int) -> int:
 
 
 def oracle(logits: np.ndarray, settings: Settings, counts: np.ndarray, seed: tuple[int, int], counter: int) -> int:
-    """The token drawn from fp32 logits [O], with counts [O] of the tokens drawn before."""
-    scores = logits.astype(np.float32).copy()
-    seen = counts > 0
-    scaled = np.where(scores > 0, scores / settings.repetition_penalty, scores * settings.repetition_penalty)
-    scores = np.where(seen, scaled - settings.presence_penalty, scores)
-    scores = (scores - settings.frequency_penalty * counts).astype(np.float32)
-    if settings.temperature <= 0:
+    """The token drawn from fp32 logits [O], with counts [O] of the tokens drawn before.
+
+    -1 where one of the logits is NaN or infinity, or all are minus infinity. What penalties make of the others stays
+    finite.
+    """
+    if not np.isfinite(logits.max()):
+        return -1
+    scores, seen = logits.astype(np.float64), (counts > 0) & (logits > -np.inf)
+    repetition = np.float32(settings.repetition_penalty)
+    with np.errstate(divide="ignore", over="ignore"):
+        scaled = np.where(scores[seen] > 0, scores[seen] / repetition, scores[seen] * repetition)
+        penalized = scaled.astype(np.float32) - np.float32(settings.presence_penalty)
+        penalized -= (np.float32(settings.frequency_penalty) * counts[seen]).astype(np.float32)
+    scores = logits.astype(np.float32)
+    scores[seen] = np.clip(penalized, -LARGEST, LARGEST)
+    temperature = np.float32(settings.temperature)
+    if temperature <= 0:
         return int(scores.argmax())
-    scores = (scores / np.float32(settings.temperature)).astype(np.float32)
-    weights = np.exp(scores - scores.max())
+    with np.errstate(over="ignore"):
+        weights = np.exp((scores - scores.max()) / temperature)
     if settings.top_k > 0:
         kept = np.sort(scores)[-min(int(settings.top_k), len(scores))]
         weights[scores < kept] = 0

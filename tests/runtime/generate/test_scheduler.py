@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from support.fake_engine import FakeEngine
 from support.tokens import END, ids, small_tokenizer
 
+from gecko_mlc.formats.errors import LogitsError
+from gecko_mlc.formats.library import NO_TOKEN
 from gecko_mlc.formats.templates import Template
 from gecko_mlc.runtime.conversation import Conversation
 from gecko_mlc.runtime.generate.generation import Generation
@@ -176,6 +179,58 @@ def test_a_batch_that_is_left(asynchronous: bool) -> None:
             slot = stream.lease.slot
             assert slot is not None
             assert text_of([*engine.states[slot].seen, *stream.pending]) == "x" * (n + 1) + texts[n]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_where_no_token_can_be_drawn_an_answer_ends_in_an_error(asynchronous: bool) -> None:
+    """The text before it stays, and the state is that of the text."""
+    for place in range(6):
+        script = [*ids(*"ab\n\xc3"[:place]), NO_TOKEN]
+        engine = FakeEngine(script, VOCABULARY, asynchronous)
+        stream = Stream(slots_of(engine).lease(), TOKENIZER, ids("x", "x"), GenerationOptions(stop=("\n\n",), seed=5))
+        generation, shown = Generation(stream), ""
+        with pytest.raises(LogitsError, match=f"the logits after token {2 + len(script) - 1} are no numbers"):
+            for text in generation:
+                shown += text
+        assert shown == TOKENIZER.decode(script[:-1])
+        assert generation.finish_reason == "error"
+        assert generation.tokens == script[:-1]
+        assert TOKENIZER.decode([*engine.states[0].seen, *stream.pending]) == f"xx{shown}"
+        assert NO_TOKEN not in engine.states[0].drawn
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_other_streams_of_a_batch_go_on(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+    for fails in (False, True):
+        engine = FakeEngine([], ids("a", "b", "ab"), asynchronous, slots=3)
+        sample = engine.sample
+
+        def sample_but_one(slots: list[int], engine: Any = engine, sample: Any = sample) -> None:
+            sample(slots)
+            state = engine.states[1]
+            if 1 in slots and len(state.drawn) == 4:
+                engine.states[1] = state._replace(drawn=(*state.drawn[:-1], NO_TOKEN))
+
+        if fails:
+            monkeypatch.setattr(engine, "sample", sample_but_one)
+        owners = slots_of(engine)
+        options = GenerationOptions(max_tokens=12)
+        streams = [Stream(owners.lease(), TOKENIZER, ids(*"x" * (i + 1)), options) for i in range(3)]
+        shown = ["", "", ""]
+        with pytest.raises(LogitsError, match="after token 5 are") if fails else nullcontext():
+            for stream, text in run(streams):
+                shown[streams.index(stream)] += text
+        texts.append(shown)
+        assert [stream.sequence.finish_reason for stream in streams] == [
+            "length",
+            "error" if fails else "length",
+            "length",
+        ]
+    whole, ended = texts
+    assert [ended[0], ended[2]] == [whole[0], whole[2]]
+    assert whole[1].startswith(ended[1])
+    assert len(streams[1].sequence.tokens) == 3
 
 
 def test_an_interrupted_prompt_was_never_there() -> None:

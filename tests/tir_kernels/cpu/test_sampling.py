@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from support.launch import floats, ints, launch
 
 from gecko_mlc.formats.library import SAMPLING_PARAMETERS
@@ -69,6 +70,72 @@ def test_outputs_beyond_the_vocabulary_are_never_drawn() -> None:
         50,
     )
     assert out[5][0] == 0
+
+
+# Rows of logits that are no numbers, however few of them are not; those that are, be they minus infinity.
+NO_NUMBERS = [{3: np.nan}, {70: -np.nan}, {3: np.inf}, dict.fromkeys(range(OUTPUTS), np.nan)]
+NO_NUMBERS += [dict.fromkeys(range(OUTPUTS), -np.inf), {3: np.nan, 4: np.inf}]
+NUMBERS = [{3: -np.inf}, dict.fromkeys(range(OUTPUTS - 1), -np.inf), dict.fromkeys(range(OUTPUTS), -3e38)]
+PENALTIES = Settings(top_k=5, top_p=0.9, repetition_penalty=1.3, presence_penalty=0.5)
+
+
+@pytest.mark.parametrize("settings", [Settings(0.0), Settings(), PENALTIES])
+@pytest.mark.parametrize(("row", "numbers"), [(r, False) for r in NO_NUMBERS] + [(r, True) for r in NUMBERS])
+def test_no_token_where_logits_are_no_numbers(row: dict[int, float], numbers: bool, settings: Settings) -> None:
+    """Counted as drawn, so that a host that reads late finds it, but not for penalties."""
+    rng = np.random.default_rng(2)
+    logits, random = floats(rng, SLOTS, OUTPUTS), np.zeros((SLOTS, 3), np.int32)
+    counts = rng.integers(0, 2, (SLOTS, OUTPUTS)).astype(np.int32)
+    logits[0, list(row)] = list(row.values())
+    out = draw(logits, settings, counts, random)
+    expected = [oracle(logits[slot], settings, counts[slot], (0, 0), 0) for slot in (0, 2)]
+    assert [*out[5][[0, 2]]] == expected
+    assert (expected[0] >= 0) == numbers
+    assert out[6][0, 0] == expected[0]
+    assert out[3][0, 2] == 1
+    assert out[4][0].sum() == counts[0].sum() + numbers
+    assert expected[1] >= 0
+
+
+# Temperatures of which some are subnormal in fp32, or 0.
+@pytest.mark.parametrize("temperature", [1e-50, 1e-44, 1e-39, 1e-38, 1e-30, 1e-8])
+@pytest.mark.parametrize(
+    "settings", [Settings(), Settings(top_k=5), Settings(top_p=0.9), Settings(min_p=0.1), PENALTIES]
+)
+def test_a_temperature_near_zero_is_greedy(temperature: float, settings: Settings) -> None:
+    rng = np.random.default_rng(3)
+    for scale in (1, 1e4, 3e38):
+        logits = (scale * rng.uniform(-1, 1, (SLOTS, OUTPUTS))).astype(np.float32)
+        counts = rng.integers(0, 2, (SLOTS, OUTPUTS)).astype(np.int32)
+        random = rng.integers(0, 9999, (SLOTS, 3)).astype(np.int32)
+        drawn, greedy = (
+            draw(logits, settings._replace(temperature=t), counts, random)[5][[0, 2]] for t in (temperature, 0)
+        )
+        assert drawn.tolist() == greedy.tolist()
+        assert greedy[0] == oracle(logits[0], settings._replace(temperature=0), counts[0], (0, 0), 0)
+
+
+# As far as they may be set, and what of that is 0 in fp32.
+EXTREMES = [
+    Settings(repetition_penalty=1e-300),
+    Settings(repetition_penalty=1e-30),
+    Settings(repetition_penalty=100, presence_penalty=-100, frequency_penalty=-100),
+    Settings(temperature=1e-44, repetition_penalty=1e-300, presence_penalty=100),
+    Settings(temperature=100, top_k=2**24),
+    Settings(temperature=100, top_p=1e-300),
+    Settings(top_p=1e-7, min_p=1e-300),
+    Settings(min_p=1),
+]
+
+
+@pytest.mark.parametrize("settings", EXTREMES)
+def test_extreme_settings_draw_as_the_oracle_does(settings: Settings) -> None:
+    rng = np.random.default_rng(4)
+    for scale in (1, 3e38):
+        logits = (scale * np.clip(floats(rng, SLOTS, OUTPUTS), -1, 1)).astype(np.float32)
+        counts = (rng.integers(0, 2, (SLOTS, OUTPUTS)) * 2**30).astype(np.int32)
+        out = draw(logits, settings, counts, np.zeros((SLOTS, 3), np.int32))
+        assert [*out[5][[0, 2]]] == [oracle(logits[slot], settings, counts[slot], (0, 0), 0) for slot in (0, 2)]
 
 
 def test_one_list_of_parameters() -> None:

@@ -66,7 +66,7 @@ def take(vocab_size: int, dim: int, scale: float, weights: WeightFormat) -> tirx
 @functools.cache
 def take_current(vocab_size: int, dim: int, scale: float, weights: WeightFormat, slots: int) -> tirx.PrimFunc:
     """Kernel (token [S] int32, slots [b], weight [V, D] in the format `weights`) → x [b, D] fp32: of the slots' current
-    tokens."""
+    tokens, of token 0 where none was drawn."""
     blocks, take_vector = _row(dim, scale, weights)
 
     @kernel
@@ -85,6 +85,6 @@ def take_current(vocab_size: int, dim: int, scale: float, weights: WeightFormat,
         # Once this has been waited for, the kernels of `decode` find the state as earlier calls left it.
         wait_for_predecessor()
         launch_dependents()
-        take_vector(weight, token[slot_ids[row]], x, row, block * THREADS + tx)
+        take_vector(weight, T.max(token[slot_ids[row]], 0), x, row, block * THREADS + tx)
 
     return embed

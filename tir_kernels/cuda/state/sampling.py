@@ -10,7 +10,7 @@ import math
 from tvm import tirx
 from tvm.script import tirx as T
 
-from gecko_mlc.formats.library import RECENT_TOKENS, SAMPLING_PARAMETERS
+from gecko_mlc.formats.library import NO_TOKEN, RECENT_TOKENS, SAMPLING_PARAMETERS
 from gecko_mlc.tir_kernels.cuda.ptx.intrinsics import launch_dependents, wait_for_predecessor
 from gecko_mlc.tir_kernels.cuda.ptx.reductions import (
     add_wide,
@@ -20,7 +20,7 @@ from gecko_mlc.tir_kernels.cuda.ptx.reductions import (
     warp_prefix,
     warp_total,
 )
-from gecko_mlc.tir_kernels.expressions import MASKED, Expr, f32
+from gecko_mlc.tir_kernels.expressions import LARGEST, Expr, f32
 from gecko_mlc.tir_kernels.hardware import divide
 from gecko_mlc.tir_kernels.kernel import kernel
 from gecko_mlc.tir_kernels.threefry import random_word
@@ -42,7 +42,8 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
     token [S], recent [S, 64]).
 
     Draws one of the first `candidates` outputs for each named slot, and updates random, counts, token and
-    recent in place. A temperature of 0 takes the first largest score.
+    recent in place. A temperature of 0 takes the first largest score. `NO_TOKEN` is drawn, and not counted, where
+    logits are no numbers: one is NaN or infinity, or all are minus infinity.
     """
     width = math.gcd(outputs, 4)
     vectors = divide(candidates, width)
@@ -96,6 +97,7 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
         seen = T.alloc_buffer((COUNT_LOADS * width,), "int32", scope="local")
         maximum = T.alloc_buffer((1,), scope="local")
         first = T.alloc_buffer((1,), "int32", scope="local")
+        numbers = T.alloc_buffer((1,), "bool", scope="local")
         threshold = T.alloc_buffer((1,), "uint32", scope="local")
         decided = T.alloc_buffer((1,), "uint32", scope="local")
         least_score = T.alloc_buffer((1,), "uint32", scope="local")
@@ -115,19 +117,22 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
         wait_for_predecessor()
         slot: T.let = slot_ids[row]
         temperature: T.let = sampling[slot, 0]
-        inverse: T.let = T.float32(1) / temperature
+        # Finite, so that the largest score's difference to itself stays 0.
+        inverse: T.let = T.min(T.float32(1) / temperature, f32(LARGEST))
         repetition: T.let = sampling[slot, 4]
         presence: T.let = sampling[slot, 5]
         frequency: T.let = sampling[slot, 6]
 
         @T.inline
         def penalize(i, count):
-            if count > 0:
+            # What is no number stays so.
+            if count > 0 and T.abs(values[i]) <= f32(LARGEST):
                 if values[i] > T.float32(0):
                     values[i] = values[i] / repetition
                 else:
                     values[i] = values[i] * repetition
                 values[i] = values[i] - presence - frequency * T.Cast("float32", count)
+                values[i] = T.max(T.min(values[i], f32(LARGEST)), f32(-LARGEST))
 
         @T.inline
         def load_scores(r):
@@ -236,17 +241,23 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
                 threshold[0] = (threshold[0] & decided[0]) | (found_digit[0] << shift)
                 decided[0] = T.uint32(0xFFFFFFFF) << shift
 
-        # 1. The largest score.
-        maximum[0] = f32(MASKED)
-        first[0] = 0
+        # 1. Whether logits are numbers; the largest score.
+        numbers[0] = True
+        maximum[0] = T.float32(-math.inf)
+        first[0] = NO_TOKEN
 
         @T.inline
         def compare(i, o):
+            numbers[0] = numbers[0] and values[i] <= f32(LARGEST)
             if values[i] > maximum[0]:
                 maximum[0] = values[i]
                 first[0] = o
 
         each(load_scores, compare)
+        if not numbers[0]:
+            # Larger than all others.
+            maximum[0] = T.float32(math.inf)
+            first[0] = NO_TOKEN
         warp_first_largest(T.address_of(maximum[0]), T.address_of(first[0]))
         if lane == 0:
             maxima[warp] = maximum[0]
@@ -257,7 +268,7 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
         warp_first_largest(T.address_of(maximum[0]), T.address_of(first[0]))
         if tx == 0:
             chosen[0] = first[0]
-        if temperature > T.float32(0):
+        if temperature > T.float32(0) and first[0] != NO_TOKEN:
             # 2. top-k: the largest threshold that k scores reach.
             least_score[0] = T.uint32(0)
             if sampling[slot, 1] > T.float32(0):
@@ -323,7 +334,8 @@ def sample(outputs: int, candidates: int, slots: int) -> tirx.PrimFunc:
         T.tvm_storage_sync("shared")
         if tx == 0:
             token[slot] = chosen[0]
-            counts[slot, chosen[0]] = counts[slot, chosen[0]] + 1
+            if chosen[0] != NO_TOKEN:
+                counts[slot, chosen[0]] = counts[slot, chosen[0]] + 1
             recent[slot, random[slot, 2] % RECENT_TOKENS] = chosen[0]
             random[slot, 2] = random[slot, 2] + 1
 

@@ -27,7 +27,7 @@ from gecko_mlc.tir_kernels.oracles.embedding import oracle
     ],
 )
 def test_rows(dim: int, scheme: str) -> None:
-    """Rows that no token names have every bit set: NaN."""
+    """Rows that no token names have every bit set: NaN. Where no token was drawn, it is the first row."""
     tokens, weights = ints(3, 10, 0, 3), format_of(scheme)
     stored, weight = weights_in_memory(np.random.default_rng(0), 11, dim, scheme)
     stored.view(np.uint8)[np.setdiff1d(np.arange(11), tokens)] = 255
@@ -36,5 +36,5 @@ def test_rows(dim: int, scheme: str) -> None:
     launch_cuda(embedding.take(11, dim, 2.5, weights), tokens, stored, x)
     np.testing.assert_array_equal(x, expected)
     x[:] = np.nan
-    launch_cuda(embedding.take_current(11, dim, 2.5, weights, 5), ints(10, 3, 3, 99, 0), ints(1, 0, 4, 2), stored, x)
+    launch_cuda(embedding.take_current(11, dim, 2.5, weights, 5), ints(10, 3, 3, 99, -1), ints(1, 0, 4, 2), stored, x)
     np.testing.assert_array_equal(x, expected)

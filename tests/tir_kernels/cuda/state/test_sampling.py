@@ -93,13 +93,58 @@ def test_the_ends_of_the_random_numbers() -> None:
 
 def test_scores_without_a_distribution() -> None:
     """The first largest score, or the first output if there is none. Ties at a threshold are all kept."""
-    logits = np.zeros((7, 90))
+    logits = np.zeros((6, 90))
     logits[0, [20, 40]] = 1
-    logits[1] = -np.inf
-    logits[2, 33] = np.inf
-    logits[3:5, [7, 50]] = 1
-    settings = [Settings(0.0)] + [Settings(top_k=5, top_p=0.5)] * 2
+    logits[1, 33] = 3e38
+    logits[2:4, [7, 50]] = 1
+    settings = [Settings(0.0), Settings(top_k=5, top_p=0.5)]
     settings += [Settings(top_k=1), Settings(top_k=1), Settings(top_p=0.0), Settings(min_p=2.0)]
-    random = np.zeros((7, 3), np.int32)
-    random[:, 0] = [0, 0, 0, LOWEST, HIGHEST, HIGHEST, HIGHEST]
-    assert draw(logits, settings, random).token.tolist() == [20, 0, 33, 7, 50, 89, 0]
+    random = np.zeros((6, 3), np.int32)
+    random[:, 0] = [0, 0, LOWEST, HIGHEST, HIGHEST, HIGHEST]
+    assert draw(logits, settings, random).token.tolist() == [20, 33, 7, 50, 89, 0]
+
+
+# The first has a vector that is not whole, the last more outputs than registers hold.
+@pytest.mark.parametrize(("outputs", "candidates"), [(90, 89), (33000, 33000)])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_no_token_where_logits_are_no_numbers(outputs: int, candidates: int, temperature: float) -> None:
+    """Wherever it is, in the slot alone; counted as drawn, so that a host that reads late finds it."""
+    rng, total = np.random.default_rng(2), 8
+    logits = floats(rng, total, outputs)
+    logits[0, 3] = logits[1, candidates - 1] = np.nan
+    logits[2, candidates // 2], logits[3, :2] = np.inf, [np.nan, np.inf]
+    logits[4] = -np.inf
+    # Those that are numbers.
+    logits[5, : candidates - 1], logits[6, 3], logits[7] = -np.inf, -np.inf, -3e38
+    counts = rng.integers(0, 2, (total, outputs)).astype(np.int32)
+    settings = [Settings(temperature, top_k=5, top_p=0.9, repetition_penalty=1.3)] * total
+    drawn = draw(logits, settings, np.zeros((total, 3), np.int32), counts, candidates=candidates)
+    rows = zip(logits[:, :candidates], settings, counts[:, :candidates], strict=True)
+    expected = [oracle(*row, (0, 0), 0) for row in rows]
+    assert drawn.token.tolist() == drawn.recent[:, 0].tolist() == expected
+    assert [token >= 0 for token in expected] == [False] * 5 + [True] * 3
+    assert (drawn.counts.sum(1) - counts.sum(1)).tolist() == [0] * 5 + [1] * 3
+    assert drawn.random[:, 2].tolist() == [1] * total
+
+
+def test_extreme_settings() -> None:
+    """A temperature near zero is greedy, also where it is subnormal; what penalties overflow is the largest number."""
+    rng = np.random.default_rng(3)
+    greedy = [
+        Settings(t, *rest)
+        for t in (1e-50, 1e-44, 1e-39, 1e-38, 1e-30)
+        for rest in ((), (5,), (0, 0.9), (0, 1, 0.1), (0, 1, 0, 1.3, 0.5))
+    ]
+    others = [
+        Settings(repetition_penalty=1e-300),
+        Settings(repetition_penalty=100, presence_penalty=-100, frequency_penalty=-100),
+        Settings(temperature=100, top_p=1e-300),
+        Settings(min_p=1, top_p=1e-7),
+    ]
+    settings = [*greedy, *others]
+    counts = (rng.integers(0, 2, (len(settings), 90)) * 2**30).astype(np.int32)
+    for scale in (1, 3e38):
+        logits = (scale * rng.uniform(-1, 1, (len(settings), 90))).astype(np.float32)
+        tokens = draw(logits, settings, np.zeros((len(settings), 3), np.int32), counts).token.tolist()
+        used = [*(s._replace(temperature=0) for s in greedy), *others]
+        assert tokens == [oracle(row, s, c, (0, 0), 0) for row, s, c in zip(logits, used, counts, strict=True)]
