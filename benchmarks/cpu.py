@@ -59,12 +59,12 @@ def main() -> None:
 
     def prefill() -> float:
         engine.reset(0)
-        return bench.time_test(engine, "prefill", stream[: a.prompt_tokens])
+        return bench.time_test(engine, "prefill", [stream[: a.prompt_tokens]])
 
     def decode() -> float:
         engine.reset(0)
         engine.extend(0, stream[:depth])
-        return bench.time_test(engine, "decode", range(a.decode_tokens))
+        return bench.time_test(engine, "decode", [range(a.decode_tokens)])
 
     def peer_prefill() -> float:
         with torch.no_grad():
@@ -93,7 +93,7 @@ def main() -> None:
     with torch.no_grad():
         expected = peer(tokens)[0][0, -1].numpy()
     difference = float(np.abs(engine.logits(0) - expected).max() / np.abs(expected).max())
-    ceilings = bench.median([run.ceilings for several in runs.values() for run in several])
+    ceilings = bench.best([run.ceilings for several in runs.values() for run in several])
     measurements = {
         (who, test): bench.summarize(
             engine.metadata,

@@ -30,24 +30,29 @@ def machine(ceilings: bench.Ceilings) -> dict[str, Any]:
         "cpu": host.cpu_name(),
         "cores": host.usable_cores(),
         "ceilings": ceilings.model_dump(),
+        # What of several runs is told, and what percentages are of.
+        "limits_are": "best",
+        "speeds_are": "median",
     }
 
 
 def limits(report: dict[str, Any], repetitions: int) -> str:
     """The machine's limits, and how often it was measured beside them."""
     ceilings = report["ceilings"]
+    product = f"{ceilings['matmul_gflop_per_second']:.0f} GFLOP/s"
+    if of_bytes := ceilings.get("byte_matmul_gop_per_second"):
+        product += f", one of bytes {of_bytes:.0f} GOP/s (derived from that)"
     return (
-        f"Limits measured before every run, median: memory reads {ceilings['memory_gb_per_second']:.1f} GB/s, an fp32"
-        f" product of 1024³ {ceilings['matmul_gflop_per_second']:.0f} GFLOP/s. {repetitions} repetitions, mean."
+        f"Limits measured before every run, {report.get('limits_are', 'median')}: memory reads"
+        f" {ceilings['memory_gb_per_second']:.1f} GB/s, an fp32 product of 1024³ {product}. {repetitions} repetitions,"
+        f" {report.get('speeds_are', 'mean')}."
     )
 
 
 def cells(m: dict[str, Any]) -> str:
     """A measurement's columns: tokens/s, ±, GB/s, GFLOP/s, % of machine."""
-    rates = [f"{rate:.1f}" if rate else "" for rate in (m["gb_per_second"], m["gflop_per_second"])]
-    return " | ".join(
-        [f"{m['tokens_per_second']:.1f}", f"{m['deviation']:.1f}", *rates, f"{m['percent_of_ceiling']:.0f}"]
-    )
+    rates = [m[name] for name in ("tokens_per_second", "deviation", "gb_per_second", "gflop_per_second")]
+    return " | ".join([*(f"{rate:.1f}" if rate else "" for rate in rates), f"{m['percent_of_ceiling']:.0f}"])
 
 
 def write(output: Path, name: str, text: str, report: dict[str, Any]) -> None:

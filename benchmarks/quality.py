@@ -101,7 +101,7 @@ COLUMNS = ("weights", "state", "MB", "perplexity", "of fp32's", "KL divergence, 
 def cells(report: Report, size: int) -> list[str]:
     """A row of the table."""
     c = report.comparison
-    assert c is not None
+    assert c is not None and c.perplexity_ratio.error is not None
     return [
         report.quantization,
         report.state_dtype,

@@ -53,7 +53,7 @@ class Gecko:
 
     def seconds(self, kind: str, tokens: Sequence[int]) -> float:
         """What a test with these tokens takes."""
-        return bench.time_test(self.engine, kind, tokens)
+        return bench.time_test(self.engine, kind, [tokens])
 
     def measurement(self, test: Test, runs: Sequence[bench.Run]) -> bench.Measurement:
         """Runs of a test, summed up."""
@@ -107,7 +107,7 @@ class LlamaCpp:
             work = self.llama.prefill_flop(test.count)
         else:
             work = sum(self.llama.decode_bytes(self.scheme, test.start + i) for i in range(test.count))
-        return bench.measurement(test.kind, test.count, test.start, work, runs)
+        return bench.measurement(test.kind, test.count, test.start, work, runs, of_bytes=self.scheme.startswith("Q"))
 
     def close(self) -> None:
         """Give its memory back."""

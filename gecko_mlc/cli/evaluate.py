@@ -18,7 +18,7 @@ from gecko_mlc.cli.terminal import byte_progress, results, show_arguments
 from gecko_mlc.formats.errors import GeckoError
 
 if TYPE_CHECKING:
-    from gecko_mlc.runtime.measure.evaluation import Report
+    from gecko_mlc.runtime.measure.evaluation import Estimate, Report
 
 STANDARD_INPUT = "-"
 
@@ -96,7 +96,7 @@ def print_report(report: Report) -> None:
 def rows(report: Report) -> list[tuple[str, str]]:
     """What was measured, a name and a value each."""
     result = [
-        ("perplexity", f"{report.perplexity.mean:.4f} ± {report.perplexity.error:.4f}"),
+        ("perplexity", with_error(report.perplexity, ".4f", ".4f")),
         ("nats per token", f"{report.nats_per_token:.4f}"),
         ("nats per byte", f"{report.nats_per_byte:.4f}"),
         ("bits per byte", f"{report.bits_per_byte:.4f}"),
@@ -105,8 +105,15 @@ def rows(report: Report) -> list[tuple[str, str]]:
     if (c := report.comparison) is not None:
         result += [
             (f"beside {c.baseline}", f"perplexity {c.baseline_perplexity:.4f}"),
-            ("perplexity ratio", f"{c.perplexity_ratio.mean:.6f} ± {c.perplexity_ratio.error:.6f}"),
-            ("KL divergence", f"{c.kl_divergence.mean:.3e} ± {c.kl_divergence.error:.1e} nats a token"),
+            ("perplexity ratio", with_error(c.perplexity_ratio, ".6f", ".6f")),
+            ("KL divergence", f"{with_error(c.kl_divergence, '.3e', '.1e')} nats a token"),
             ("top-1 agreement", f"{100 * c.top1_agreement:.2f} %"),
         ]
     return result
+
+
+def with_error(estimate: Estimate, mean: str, error: str) -> str:
+    """An estimate's mean and error in these formats."""
+    if estimate.error is None:
+        return f"{estimate.mean:{mean}} (too few tokens to say how exactly)"
+    return f"{estimate.mean:{mean}} ± {estimate.error:{error}}"

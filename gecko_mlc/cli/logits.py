@@ -35,6 +35,7 @@ def logits(
     from safetensors.numpy import save
 
     from gecko_mlc.formats.files import atomic_write
+    from gecko_mlc.runtime.measure.scoring import check_logits
 
     ids = read_ids(tokens)
     lengths = parse_split(split, len(ids))
@@ -50,6 +51,7 @@ def logits(
         parts.append(part)
         start += length
     result = np.concatenate(parts)
+    check_logits(result, 1)
     metadata = {"calls": json.dumps(calls), "split": json.dumps(lengths)}
     with atomic_write(output, "wb") as file:
         file.write(save({"logits": result}, metadata))

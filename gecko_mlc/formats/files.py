@@ -149,12 +149,31 @@ def validated(schema: type[Schema], value: dict[str, Any], name: object) -> Sche
         raise GeckoError(f"{name}: {field}: {reason}") from None
 
 
+def check_writable(path: Path) -> None:
+    """Raise `GeckoError` where no file can be written to `path`; to be asked before work that takes long."""
+    if path.is_dir():
+        raise GeckoError(f"{path}: a folder, expected the name of a file")
+    if not path.parent.is_dir():
+        raise GeckoError(f"{path}: there is no folder {path.parent} to write it to")
+    if not os.access(path.parent if path.is_file() or not path.exists() else path, os.W_OK):
+        raise GeckoError(f"{path}: cannot be written, permission denied")
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    """A file that takes the place of `path` when the block ends well, and vanishes when it does not; text is UTF-8.
+
+    What is there and is no file, like a pipe, is written to as it is. Raises `GeckoError` as `check_writable` does.
+    """
+    check_writable(path)
+    encoding = None if "b" in mode else "utf-8"
+    if path.exists() and not path.is_file():
+        with path.open(mode, encoding=encoding) as file:
+            yield file
+        return
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, mode) as file:
+        with os.fdopen(descriptor, mode, encoding=encoding) as file:
             yield file
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)

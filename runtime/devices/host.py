@@ -33,6 +33,16 @@ def cpu_features() -> frozenset[str] | None:
     return None
 
 
+def byte_products() -> int:
+    """How many products of bytes, added up, the vector unit does at most in place of one in fp32."""
+    features = cpu_features()
+    # Where the system does not tell, as many as any does.
+    if features is None or features & {"avx512vnni", "avxvnni", "dotprod"}:
+        return 4
+    # Two instructions, for sums of two products each.
+    return 2 if "avx2" in features else 1
+
+
 def cpu_name() -> str:
     """The processor's name as its maker gives it."""
     try:

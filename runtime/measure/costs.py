@@ -8,11 +8,12 @@ from gecko_mlc.formats.library import Metadata
 from gecko_mlc.formats.weights import NUMPY_DTYPES
 
 
-def decode_bytes(metadata: Metadata, position: int, sequences: int = 1) -> int:
-    """Bytes that decoding a token of each of some sequences at `position` has to move (specification 6).
+def decode_bytes(metadata: Metadata, position: int, sequences: int = 1, tokens: int = 1) -> int:
+    """Bytes that decoding so many tokens of each of some sequences has to move, the first at `position` (specification
+    6).
 
-    Weights are read once for all. For each, the keys and values it sees and, from the third chunk on, the memory are
-    read once, the EMA's state is read and written. What a row takes of the embedding, the rotary tables and
+    Weights are read once for all sequences. For each, the keys and values it sees and, from the third chunk on, the
+    memory are read once, the EMA's state is read and written. What a row takes of the embedding, the rotary tables and
     activations is left out.
     """
     c = metadata.config
@@ -25,12 +26,12 @@ def decode_bytes(metadata: Metadata, position: int, sequences: int = 1) -> int:
     sizes = {s.name: NUMPY_DTYPES[s.dtype].itemsize for s in metadata.state}
     key_bytes, value_bytes = c["z_dim"] * sizes["layers.0.keys"], c["value_dim"] * sizes["layers.0.values"]
     scale_bytes = c["num_heads"] * sizes.get("layers.0.value_scales", 0)
-    window = keys_seen(metadata, position) * (key_bytes + value_bytes + scale_bytes)
+    window = keys_seen(metadata, position, tokens) * (key_bytes + value_bytes + scale_bytes)
     # A GPU's build reads a copy in the caches' dtype.
     memory_size = sizes.get("layers.0.memory_read", sizes["layers.0.memory"])
-    memory = _memory_elements(metadata) * memory_size if position >= 2 * c["chunk_size"] else 0
+    memory = _memory_elements(metadata) * memory_size * _from(2 * c["chunk_size"], position, tokens)
     ema = 2 * 8 * c["model_dim"] * c["cema_ndim"]
-    return int(weights + sequences * c["num_layers"] * (window + memory + ema))
+    return int(tokens * weights + sequences * c["num_layers"] * (window + memory + tokens * ema))
 
 
 def prefill_flop(metadata: Metadata, start: int, count: int) -> int:
@@ -47,19 +48,24 @@ def prefill_flop(metadata: Metadata, start: int, count: int) -> int:
         if p.name.endswith(".weight") and p.name.startswith("layers.") and len(p.shape) == 2
     )
     outputs = next(s.shape[0] for s in metadata.state if s.name == "logits")
-    total = 2 * matrices * count + 2 * c["model_dim"] * outputs
-    product = 2 * layers * _memory_elements(metadata)
-    for position in range(start, start + count):
-        total += 2 * layers * keys_seen(metadata, position) * (c["z_dim"] + c["value_dim"])
-        taken_in = _positions_taken_in(metadata, position)
-        total += taken_in * product + (1 + taken_in) * product * (position >= 2 * size)
-    return int(total)
+    attended = keys_seen(metadata, start, count) * (c["z_dim"] + c["value_dim"])
+    reads = _from(2 * size, start, count)
+    writes = sum(_taken_in(metadata, least, start, count) for least in (size, 2 * size))
+    of_layers = attended + (reads + writes) * _memory_elements(metadata)
+    return int(2 * matrices * count + 2 * c["model_dim"] * outputs + 2 * layers * of_layers)
 
 
-def keys_seen(metadata: Metadata, position: int) -> int:
-    """Positions that the attention of the token at `position` sees: its own, those before in its chunk, one chunk."""
-    chunk, offset = divmod(position, metadata.config["chunk_size"])
-    return int(offset + 1 + (metadata.config["chunk_size"] if chunk else 0))
+def keys_seen(metadata: Metadata, position: int, tokens: int = 1) -> int:
+    """Positions that the attention of so many tokens sees, the first at `position`: each its own, those before in its
+    chunk, one chunk."""
+    size = int(metadata.config["chunk_size"])
+
+    def before(end: int) -> int:
+        chunks, rest = divmod(end, size)
+        triangles = chunks * size * (size + 1) // 2 + rest * (rest + 1) // 2
+        return triangles + size * max(end - size, 0)
+
+    return before(position + tokens) - before(position)
 
 
 def _memory_elements(metadata: Metadata) -> int:
@@ -67,10 +73,15 @@ def _memory_elements(metadata: Metadata) -> int:
     return int(c["z_dim"] * (c["value_dim"] // c["num_heads"]))
 
 
-def _positions_taken_in(metadata: Metadata, position: int) -> int:
-    """Positions of the chunk before that the memory takes in with this token: one on a GPU, else all with the last."""
-    chunk, offset = divmod(position, metadata.config["chunk_size"])
+def _from(least: int, position: int, tokens: int) -> int:
+    """How many of these tokens are at `least` or later."""
+    return max(position + tokens - max(position, least), 0)
+
+
+def _taken_in(metadata: Metadata, least: int, position: int, tokens: int) -> int:
+    """Positions of chunks before that the memory takes in with those of these tokens that are at `least`, a chunk's
+    beginning, or later: with each one on a GPU, else all of a chunk with the last of the next."""
+    if metadata.absorb_tile is not None:
+        return _from(least, position, tokens)
     size = int(metadata.config["chunk_size"])
-    if chunk == 0:
-        return 0
-    return size * (offset == size - 1) if metadata.absorb_tile is None else 1
+    return size * max((position + tokens) // size - max(position, least) // size, 0)

@@ -14,18 +14,21 @@ import numpy as np
 from pydantic import BaseModel
 
 from gecko_mlc.formats.errors import GeckoError
-from gecko_mlc.runtime.measure.scoring import batches, call_size, log_softmax
+from gecko_mlc.runtime.measure.scoring import batches, call_size, check_logits, log_softmax
 from gecko_mlc.runtime.model import Model
+from gecko_mlc.runtime.state.slots import Lease, slots_of
 from gecko_mlc.runtime.text.long_text import encode_blocks
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Fewer say too little of how much they vary.
+FEWEST_FOR_ERROR = 30
 
 
 class Estimate(BaseModel):
-    """A mean over tokens, and its standard error as if they were independent."""
+    """A mean over tokens, and its standard error as if they were independent, None of fewer than `FEWEST_FOR_ERROR`."""
 
     mean: float
-    error: float
+    error: float | None
 
 
 class Comparison(BaseModel):
@@ -84,10 +87,12 @@ class Mean:
         return self._sum / self._count
 
     @property
-    def error(self) -> float:
-        """The standard error of the mean; 0 of one number."""
+    def error(self) -> float | None:
+        """The standard error of the mean; None of too few numbers."""
+        if self._count < FEWEST_FOR_ERROR:
+            return None
         variance = max(self._squares / self._count - self.mean**2, 0.0)
-        return math.sqrt(variance / max(self._count - 1, 1))
+        return math.sqrt(variance / (self._count - 1))
 
     def estimate(self) -> Estimate:
         """Both."""
@@ -95,8 +100,8 @@ class Mean:
 
     def exponential(self) -> Estimate:
         """The exponential of the mean, with the error that the mean's gives it."""
-        value = math.exp(self.mean)
-        return Estimate(mean=value, error=value * self.error)
+        value, error = math.exp(self.mean), self.error
+        return Estimate(mean=value, error=None if error is None else value * error)
 
 
 class Divergence:
@@ -133,10 +138,10 @@ def evaluate(
     interrupted: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
-    """Measure `model` on the text that comes in `blocks`, in slot 0, and how far it is from `baseline`.
+    """Measure `model` on the text that comes in `blocks`, and how far it is from `baseline`; no dialogue is disturbed.
 
     `progress` is told of the bytes measured. Raises `GeckoError` for a text with nothing to predict, a baseline that
-    knows other tokens, or logits that are not numbers; `KeyboardInterrupt` when `interrupted` before anything was
+    knows other tokens, or logits that are no numbers; `KeyboardInterrupt` when `interrupted` before anything was
     measured.
     """
     models = [model]
@@ -145,9 +150,7 @@ def evaluate(
         check_baseline(model, baseline)
         models.append(baseline)
         divergence = Divergence(baseline)
-    engines = [each.engine for each in models]
-    for engine in engines:
-        engine.reset(0)
+    leases = [slots_of(each.engine).lease() for each in models]
     size = call_size(model.engine, logits=baseline is not None)
     surprise, tokens, done, complete = Mean(), 0, 0, True
     begun = time.perf_counter()
@@ -156,13 +159,12 @@ def evaluate(
             complete = False
             break
         if divergence is None:
-            found, _ = model.engine.score(0, batch.tokens, batch.targets)
+            with leases[0] as slot:
+                found, _ = model.engine.score(slot, batch.tokens, batch.targets)
         else:
-            ours, theirs = (log_softmax(engine.extend_logits(0, batch.tokens)) for engine in engines)
+            ours, theirs = (_log_probabilities(lease, batch.tokens) for lease in leases)
             found = ours[np.arange(len(batch.targets)), batch.targets]
             divergence.add(ours, theirs, batch.targets)
-        if not np.isfinite(found).all():
-            raise GeckoError(f"{model.folder}: its logits after token {tokens:,} are no numbers; see info --check")
         surprise.add(-found)
         tokens += len(batch.targets)
         done += batch.bytes
@@ -187,6 +189,15 @@ def evaluate(
         tokens_per_second=tokens / seconds,
         comparison=None if divergence is None else divergence.comparison(),
     )
+
+
+def _log_probabilities(lease: Lease, tokens: list[int]) -> np.ndarray:
+    """Those [n, O] after each of the tokens that come next in a lease's state."""
+    first = lease.position + 1
+    with lease as slot:
+        logits = lease.engine.extend_logits(slot, tokens)
+    check_logits(logits, first)
+    return log_softmax(logits)
 
 
 def name(model: Model) -> str:

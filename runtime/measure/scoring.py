@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gecko_mlc.formats.errors import LogitsError
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.text.long_text import Piece
 
@@ -45,6 +46,13 @@ def batches(pieces: Iterable[Piece], beginning: list[int], size: int) -> Iterato
         yield Batch(ids[:-1], ids[1:], sum(sizes[1:]))
 
 
+def check_logits(logits: np.ndarray, position: int) -> None:
+    """Raise `LogitsError` where a row of logits [n, O] is no numbers; the first is that after token `position`."""
+    numbers = np.isfinite(logits.max(-1))
+    if not numbers.all():
+        raise LogitsError(position + int(numbers.argmin()))
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities [n, O] in fp64 of `logits` [n, O]."""
     shifted = logits.astype(np.float64)
@@ -59,7 +67,7 @@ def score_continuations(
     """Log-probability in nats of each of `continuations` after `context`, and whether it is what greedy decoding gives.
 
     Slot 0 consumes the context once, if there is a second slot for what follows; else again for each continuation of
-    more than one token. Raises `GeckoError` for an empty context.
+    more than one token. Raises `GeckoError` for an empty context, or logits that are no numbers.
     """
     fresh = False
     for ids in continuations:
@@ -74,8 +82,10 @@ def score_continuations(
                 engine.copy(0, slot)
             else:
                 fresh = False
-        total, greedy = 0.0, True
+        total, greedy, position = 0.0, True, len(context)
         for logits, targets in chain([(first, ids[:1])], _logits_within(engine, slot, ids)):
+            check_logits(logits, position)
+            position += len(logits)
             log_probabilities = log_softmax(logits)
             total += float(log_probabilities[np.arange(len(targets)), targets].sum())
             greedy = greedy and bool((log_probabilities.argmax(-1) == targets).all())

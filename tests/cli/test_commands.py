@@ -149,7 +149,7 @@ def test_bench_formats(prepared, inside, tmp_path: Path) -> None:  # type: ignor
     p = prepared["public_a"]
     options = ["--model-lib", p.library, "-p", "20", "-n", "3", "-r", "2", "-d", "0,40"]
     report = json.loads(inside("bench", p.model, *options, "--format", "json").stdout)
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert [(m["test"], m["tokens"], m["depth"]) for m in report["measurements"]] == [
         ("prefill", 20, 0),
         ("decode", 3, 0),

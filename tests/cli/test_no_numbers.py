@@ -27,7 +27,7 @@ def test_logits_that_are_no_numbers(
     model = FakeModel(FakeEngine([*ids(*"aba"), NO_TOKEN], asynchronous=asynchronous))
     monkeypatch.setattr(api, "load_model", lambda *_, **__: model)
     monkeypatch.setattr(sys, "argv", ["gecko-mlc", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("x\nmore\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\nmore\n")))
     with pytest.raises(SystemExit) as ended:
         main()
     out, err = capsys.readouterr()

@@ -16,6 +16,7 @@ from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.measure import scoring
 from gecko_mlc.runtime.measure.evaluation import Mean, evaluate
 from gecko_mlc.runtime.measure.scoring import batches, log_softmax, score_continuations
+from gecko_mlc.runtime.state.slots import slots_of
 from gecko_mlc.runtime.text.long_text import Piece
 
 TEXT = "It was a bright morning; the king had slept. " * 3
@@ -130,11 +131,21 @@ def test_a_baseline_of_other_tokens_is_refused(model: Callable[..., Any], monkey
         evaluate(model(), [TEXT], other)
 
 
-def test_logits_that_are_no_numbers(model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_tokens_say_nothing_of_the_error(model: Callable[..., Any]) -> None:
+    few, enough = (evaluate(model(), [TEXT[:n]]).perplexity for n in (30, 31))
+    assert (few.error, enough.error is None) == (None, False)
+
+
+def test_a_dialogue_of_the_same_slot_goes_on(model: Callable[..., Any]) -> None:
     m = model()
-    monkeypatch.setattr(m.engine, "score", lambda *_: (np.full(8, np.nan), None))
-    with pytest.raises(GeckoError, match="after token 0 are no numbers"):
-        evaluate(m, [TEXT])
+    lease = slots_of(m.engine).lease()
+    with lease as slot:
+        m.engine.extend(slot, [3, 1, 4])
+        before = m.engine.logits(slot).tolist()
+    for baseline in (None, model(1), m):
+        evaluate(m, [TEXT], baseline)
+        with lease as slot:
+            assert (m.engine.positions[slot], m.engine.logits(slot).tolist()) == (3, before)
 
 
 def test_calls_are_of_one_size() -> None:
