@@ -43,6 +43,7 @@ class FakeEngine:
         self.calls: list[str] = []
         self._steps = self._generations = 0
         self._checkpoints: dict[int, FakeState] = {}
+        self._set_aside: dict[FakeState, FakeState] = {}
 
     @property
     def positions(self) -> list[int]:
@@ -100,10 +101,15 @@ class FakeEngine:
         pass
 
     def save(self, slot: int) -> FakeState:
-        return self.states[slot]
+        state = self.states[slot]
+        if slot in self._checkpoints:
+            self._set_aside[state] = self._checkpoints.pop(slot)
+        return state
 
     def load(self, slot: int, saved: FakeState) -> None:
         self.states[slot] = saved
+        if saved in self._set_aside:
+            self._checkpoints[slot] = self._set_aside.pop(saved)
 
     def checkpoint(self, slot: int) -> FakeState:
         self._checkpoints[slot] = self.states[slot]

@@ -117,7 +117,7 @@ def test_a_conversation_needs_no_options() -> None:
 
 
 def test_two_answers_in_one_slot_that_are_read_in_turn_are_each_as_if_alone() -> None:
-    model = FakeModel(FakeEngine(asynchronous=False, vocabulary=list(range(97, 100)), chunk_size=64))
+    model = FakeModel(FakeEngine(vocabulary=list(range(97, 100)), chunk_size=64))
     options = model.options(max_tokens=8)
     alone = ["".join(model.generate(prompt, options)) for prompt in ("x", "y")]
     both = [model.generate(prompt, options, slot=0) for prompt in ("x", "y")]
