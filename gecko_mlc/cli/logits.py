@@ -34,11 +34,12 @@ def logits(
     import numpy as np
     from safetensors.numpy import save
 
-    from gecko_mlc.formats.files import atomic_write
+    from gecko_mlc.formats.files import atomic_write, check_writable
     from gecko_mlc.runtime.measure.scoring import check_logits
 
     ids = read_ids(tokens)
     lengths = parse_split(split, len(ids))
+    check_writable(output)
     show_arguments(model=model, **running._asdict(), tokens=tokens, split=split, output=output)
     loaded = load(model, running)
     loaded.engine.reset(0)
