@@ -1,6 +1,7 @@
 """Whatever is in a file, reading it gives a valid object or one `GeckoError` with the file's name in it.
 
-`pytest tests/hostile/test_parsers.py --hypothesis-profile=long` tries many more files than `make test` does.
+Explicit examples are what failed once. `pytest tests/hostile/test_parsers.py --hypothesis-profile=long` tries many more
+files than `make test` does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 from support.hostile import changed, changed_bytes, json_files, json_text
@@ -42,7 +43,6 @@ from gecko_mlc.runtime.text.templates import turn
 from gecko_mlc.runtime.text.tokenizer import TOKENIZER, Tokenizer
 from gecko_mlc.trust import TRUSTED, check_trusted, is_trusted
 
-SEEDS = Path(__file__).parent / "seeds"
 PLANS = Path(__file__).parents[1] / "plans"
 Value = TypeVar("Value")
 
@@ -71,6 +71,7 @@ INDEX = {
         }
     ],
 }
+MANY_DIMENSIONS = json.dumps(INDEX).replace("[2, 4]", str([2**63] * 9999)).encode()
 TENSORS = {
     "embed.weight": np.ones((2, 3), np.float32),
     "layers.0.mega.gamma": np.ones(4, np.float16),
@@ -113,6 +114,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(json_files(CONFIG))
+@example(data=b'{"a": [], "": 1e400}')
+@example(data=b'{"a": ' + b"9" * 5000 + b"}")
 def test_json(folder: Path, data: bytes) -> None:
     (folder / "x.json").write_bytes(data)
     value = attempt(lambda: read_json(folder / "x.json"), "x.json")
@@ -129,6 +132,7 @@ def test_config(folder: Path, data: bytes) -> None:
 
 
 @given(json_files(GENERATION))
+@example(data=b'{"temperature": []}')
 def test_generation_config(folder: Path, data: bytes) -> None:
     checkpoint, model = folder / "checkpoint", folder / "generated"
     checkpoint.mkdir(exist_ok=True)
@@ -157,6 +161,7 @@ def test_chat_config(folder: Path, data: bytes) -> None:
 
 
 @given(json_files(INDEX))
+@example(data=MANY_DIMENSIONS)
 def test_tensor_cache(folder: Path, data: bytes) -> None:
     model = folder / "weights"
     model.mkdir(exist_ok=True)
@@ -171,6 +176,8 @@ def test_tensor_cache(folder: Path, data: bytes) -> None:
 
 
 @given(json_files({"command": "gecko-mlc convert_weight x", "identity": "y"}))
+@example(data=rb'{"command": "\u001b[2J", "identity": "y"}')
+@example(data=json.dumps({"command": "a" * 10**5}).encode())
 def test_what_an_interrupted_conversion_left(folder: Path, data: bytes) -> None:
     model = folder / "interrupted"
     (model / WORKING_FOLDER).mkdir(exist_ok=True, parents=True)
@@ -237,6 +244,8 @@ def test_token_ids(folder: Path, data: bytes) -> None:
 
 
 @given(json_files(METADATA) | json_files({**METADATA, "target": {**METADATA["target"], **CUDA}}))
+@example(data=b"[" * 100_000)
+@example(data=json.dumps({**METADATA, "target": {}}).encode())
 def test_metadata(folder: Path, data: bytes) -> None:
     found = _read_library(folder, METADATA_MARKER + data + b"\0", read_metadata)
     if found is not None:
@@ -295,6 +304,7 @@ def test_tokenizer(folder: Path, data: bytes) -> None:
 
 
 @given(json_files({"libraries": [{"sha256": "0" * 64, "path": "lib.so"}, {"sha256": "1" * 64, "path": "/x/lib.so"}]}))
+@example(data=rb'{"libraries": [{"sha256": "0", "path": "\u0000"}]}')
 def test_trusted(folder: Path, data: bytes) -> None:
     """Nothing is trusted for a list that is damaged, and nothing fails."""
     library = folder / "untrusted.so"
@@ -307,6 +317,7 @@ def test_trusted(folder: Path, data: bytes) -> None:
 
 
 @given(json_files({"command": "x", "identity": "y"}))
+@example(data=b"[1]")
 def test_a_conversion_goes_on_whatever_was_left(folder: Path, data: bytes) -> None:
     model = folder / "resumed"
     work = model / WORKING_FOLDER
