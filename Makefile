@@ -1,6 +1,7 @@
 # make demo   install into .venv, compile the shipped model for this machine, let it speak, measure it
 # make test   the same with the test dependencies, then the tests
 # make test-devices   the tests of what other devices run, on emulators
+# make test-all       both, and every reader of files tried with many more that are damaged or hostile
 # make test-gpu       the tests that only a GPU can run; PREPARED=FOLDER has what was compiled elsewhere
 # make test-mlc-llm   the tests of mlc_llm's adapter that need it installed
 # make lint, make types, make wheel: what .ci/run does besides
@@ -14,7 +15,7 @@ EMULATED := tests/tir_kernels/cuda tests/support tests/model/test_cuda.py tests/
 # A linker is needed to compile; Zig's stands in where there is no C compiler.
 LINKER := $(shell command -v cc >/dev/null 2>&1 || echo "[cross]")
 
-.PHONY: demo test lint types wheel test-devices test-gpu test-mlc-llm clean
+.PHONY: demo test lint types wheel test-devices test-all test-gpu test-mlc-llm clean
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,6 +52,9 @@ wheel: $(VENV)/test
 # their targets.
 test-devices: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(EMULATED)
+
+test-all: test test-devices
+	$(BIN)/python -m pytest tests/hostile/test_parsers.py --hypothesis-profile=long
 
 test-gpu: $(VENV)/test
 	$(BIN)/python -m pytest tests/gpu $(PREPARED:%=--prepared=%)
