@@ -34,7 +34,7 @@ static const int64_t HELPER_SPINS = 500000, CALLER_SPINS = 100000;
 static const double TOO_LONG = 1.4;
 static const int64_t JUDGED_FROM = 4000000, JUDGED_OVER = 40000000;
 /* Then more are tried again after so long: at first, and at last. */
-static const int64_t FIRST_PAUSE = 20000000, LAST_PAUSE = 1000000000;
+static const int64_t FIRST_PAUSE = 200000000, LAST_PAUSE = 1000000000;
 
 /* The loop that is run. */
 static Loop loop;
@@ -51,7 +51,8 @@ static atomic_flag in_use = ATOMIC_FLAG_INIT;
 static _Atomic int awake; /* Helpers that do not sleep. */
 static _Atomic int active = 1; /* Threads that are worth it now, */
 static _Atomic int most = 1;   /* and that may be at most. */
-static int before, helpers;    /* What `most` was in the loop before; helpers that were started. */
+static _Atomic int changed;    /* Whether `most` was set since the loop before. */
+static int helpers;            /* Helpers that were started. */
 
 /* How it goes: times of loops, and of one part of each. */
 static double loops, parts_of_caller;
@@ -145,8 +146,7 @@ static void use_threads(int count, int64_t time) {
 /* How many threads the loop that begins now has. */
 static int threads_now(int64_t begun) {
     int limit = atomic_load(&most), count = atomic_load(&active);
-    if (limit != before) {
-        before = limit;
+    if (atomic_exchange(&changed, 0)) {
         pause_time = FIRST_PAUSE;
         use_threads(limit, begun);
     } else if (count < limit && begun > retry_at) {
@@ -221,6 +221,7 @@ int gecko_mlc_parallel_launch(Loop each, void *data, int unused) {
 /* Run parallel loops with `threads` from now on, the caller's among them. */
 void gecko_mlc_set_threads(int threads) {
     atomic_store(&most, threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
+    atomic_store(&changed, 1);
 }
 
 /* A child process has none of the helpers. */

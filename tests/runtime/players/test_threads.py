@@ -67,8 +67,7 @@ def test_threads_that_keep_the_others_waiting_are_left_out_and_tried_again(libra
         time.sleep(0 if threading.get_ident() == here else 0.01)
 
     assert [0] in [run(library, slow_elsewhere) for _ in range(8)]
-    time.sleep(0.05)
-    assert run(library) == [0, 1]
+    assert any(run(library) == [0, 1] or time.sleep(0.01) for _ in range(1000))
 
 
 def test_a_loop_beside_another_one_has_one_thread(library: ctypes.CDLL) -> None:
