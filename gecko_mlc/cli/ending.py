@@ -39,7 +39,7 @@ def _exit_code(error: BaseException) -> int:
         # The reader has gone (`| head`): nothing is wrong, and nothing more can be said.
         return READER_GONE
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0
+        return _failed(error.code) if isinstance(error.code, str) else int(error.code or 0)
     if isinstance(error, OptionError):
         return _failed(f"--{error.option.replace('_', '-')}: {error.reason}")
     if isinstance(error, GeckoError):

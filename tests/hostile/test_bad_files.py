@@ -1,4 +1,7 @@
-"""Files that are damaged, hostile or of something else: each ends a command with one line, and nothing else happens."""
+"""Files that are damaged, hostile or of something else: each ends a command with one line, and nothing else happens.
+
+Saved states, servers and chat templates that are programs come with what reads them.
+"""
 
 from __future__ import annotations
 
