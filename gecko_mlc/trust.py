@@ -57,8 +57,9 @@ def is_trusted(library: Path) -> bool:
 
 def check_trusted(library: Path) -> None:
     """Raise `GeckoError` for a library in a model folder that is damaged, or not trusted, with the ways to go on."""
-    check_undamaged(library)
+    # What is trusted is undamaged: its bytes are read once.
     if not is_trusted(library):
+        check_undamaged(library)
         raise GeckoError(
             f"{library}: native code that came with the model folder, and not trusted: if you know whose it is, say"
             f" `gecko-mlc trust {library}` or name it with --model-lib; without that file one is compiled here"
